@@ -1,0 +1,96 @@
+// The whole C ABI of tlfast's native library. It knows nothing of torch, so one build serves every torch version.
+//
+// Conventions, the same for every operation:
+//   * pointers come first, then int64 sizes, then int64 strides counted in elements, then scalars;
+//   * a dtype is one of the tl_dtype codes; a null pointer means "argument absent";
+//   * CPU functions end with `threads`, the size of the team to use (callers pass torch's own number);
+//   * CUDA functions end with `stream`, a cudaStream_t; they launch and return without synchronising;
+//   * every function returns a tl_status; on anything but TL_OK, tl_last_error() describes it (per thread).
+#pragma once
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum tl_status { TL_OK = 0, TL_BAD_ARGUMENT = 1, TL_CUDA_ERROR = 2, TL_OUT_OF_MEMORY = 3 };
+
+enum tl_dtype { TL_F32 = 0, TL_F16 = 1, TL_BF16 = 2 };
+
+const char *tl_last_error(void);
+
+// Instruction set the CPU kernels use on this machine: "x86-64", "x86-64-v3" (AVX2), "x86-64-v4" (AVX-512), "generic".
+const char *tl_cpu_isa(void);
+
+// GPU architectures compiled in, such as "80,90,100"; empty when built without CUDA.
+const char *tl_cuda_architectures(void);
+
+// Who runs the CPU kernels' threads: "OpenMP pool of this process" or "own threads".
+const char *tl_thread_pool(void);
+
+// rung, forward:  z = mu*s + (1-mu)*(p + bias),  mu = sigmoid(alpha/temperature).
+//   p (rows, width) row stride p_stride, dtype p_dtype; s and z (rows, width), dtype s_dtype, row strides s_stride and
+//   width; z may be p itself when the dtypes agree and p_stride == width. bias (width) and alpha (num_alpha: 1 or width) are fp32; bias may be null.
+int tl_rung_forward_cpu(const void *p, const void *s, const float *bias, const float *alpha, void *z, int64_t rows,
+                        int64_t width, int64_t num_alpha, int64_t p_stride, int64_t s_stride, int p_dtype, int s_dtype,
+                        float temperature, int threads);
+
+// rung, backward, the memory-bound part in one pass over dz, s and z:
+//   ds = mu*dz;  dbias = (1-mu)*sum_rows dz;  dalpha = mu/temperature * sum dz*(s-z)  (over the channels too if num_alpha == 1).
+//   dz, s, z have dtype `dtype` and row strides; ds (rows, width) is contiguous in the same dtype and may be null, as may
+//   dbias (width, fp32) and dalpha (num_alpha, fp32).
+int tl_rung_backward_cpu(const void *dz, const void *s, const void *z, const float *alpha, void *ds, float *dbias,
+                         float *dalpha, int64_t rows, int64_t width, int64_t num_alpha, int64_t dz_stride,
+                         int64_t s_stride, int64_t z_stride, int dtype, float temperature, int threads);
+
+// attention, forward:  out = dropout(softmax(scale q k^T + bias)) v a head.
+//   q (batch, queries, heads, head_dim), k and v (batch, keys, heads, head_dim) with strides for batch, row and head,
+//   the last dimension contiguous; out like q but contiguous; all of dtype `dtype`. statistics (batch, heads, queries,
+//   2) fp32: a row's largest score and 1/sum of exponentials; 0 and 0 for a query that sees no key, whose row of out is
+//   0. bias fp32 with strides for batch, head and query (0 broadcasts), keys contiguous, or null. key_mask (batch,
+//   keys) bytes, non-zero = attend, or null. causal != 0: query i sees the keys j <= i + keys - queries. dropout_p in
+//   [0, 1); the mask is that of common/dropout.h at row (b heads + h) queries + i, column j.
+int tl_attention_forward_cpu(const void *q, const void *k, const void *v, const float *bias, const uint8_t *key_mask,
+                             void *out, float *statistics, int64_t batch, int64_t heads, int64_t queries, int64_t keys,
+                             int64_t head_dim, int64_t q_batch, int64_t q_row, int64_t q_head, int64_t k_batch,
+                             int64_t k_row, int64_t k_head, int64_t v_batch, int64_t v_row, int64_t v_head,
+                             int64_t bias_batch, int64_t bias_head, int64_t bias_row, int dtype, int causal,
+                             double scale, double dropout_p, uint64_t seed, int threads);
+
+// attention, backward: recomputes the probabilities from the statistics, one tile at a time.
+//   dout and out are contiguous like dq, dk, dv, which are written in full. dbias (dbias_batch, heads, queries, keys)
+//   fp32, contiguous, must come zeroed; dbias_batch 1 sums over the batch; null where not wanted.
+int tl_attention_backward_cpu(const void *dout, const void *q, const void *k, const void *v, const float *bias,
+                              const uint8_t *key_mask, const void *out, const float *statistics, void *dq, void *dk,
+                              void *dv, float *dbias, int64_t dbias_batch, int64_t batch, int64_t heads,
+                              int64_t queries, int64_t keys, int64_t head_dim, int64_t q_batch, int64_t q_row, int64_t q_head,
+                              int64_t k_batch, int64_t k_row, int64_t k_head, int64_t v_batch, int64_t v_row,
+                              int64_t v_head, int64_t bias_batch, int64_t bias_head, int64_t bias_row, int dtype,
+                              int causal, double scale, double dropout_p, uint64_t seed, int threads);
+
+// add_norm, forward:  u = residual + dropout(x),  y = (u - mean) rstd weight + bias over the last dimension.
+//   x and residual (rows, width) with row strides; u and y contiguous; mean and rstd (rows); all fp32. bias may be null.
+int tl_add_norm_forward_cpu(const float *x, const float *residual, const float *weight, const float *bias, float *u,
+                            float *y, float *mean, float *rstd, int64_t rows, int64_t width, int64_t x_stride,
+                            int64_t residual_stride, double eps, double dropout_p, uint64_t seed, int threads);
+
+// add_norm, backward. dx null where dropout_p is 0: it equals dresidual. dbias may be null. Outputs are contiguous.
+int tl_add_norm_backward_cpu(const float *dy, const float *u, const float *mean, const float *rstd,
+                             const float *weight, float *dx, float *dresidual, float *dweight, float *dbias,
+                             int64_t rows, int64_t width, int64_t dy_stride, double dropout_p, uint64_t seed,
+                             int threads);
+
+#ifdef TLFAST_WITH_CUDA
+// As on the CPU. In the backward dbias and dalpha are accumulated into and must come zeroed.
+int tl_rung_forward_cuda(const void *p, const void *s, const float *bias, const float *alpha, void *z, int64_t rows,
+                         int64_t width, int64_t num_alpha, int64_t p_stride, int64_t s_stride, int p_dtype, int s_dtype,
+                         float temperature, void *stream);
+int tl_rung_backward_cuda(const void *dz, const void *s, const void *z, const float *alpha, void *ds, float *dbias,
+                          float *dalpha, int64_t rows, int64_t width, int64_t num_alpha, int64_t dz_stride,
+                          int64_t s_stride, int64_t z_stride, int dtype, float temperature, void *stream);
+#endif
+
+#ifdef __cplusplus
+}
+#endif

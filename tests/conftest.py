@@ -1,0 +1,95 @@
+"""Shared fixtures: GPU tests skip without a GPU, Triton kernels run interpreted there, outputs start as NaN."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# the same examples in every run: a red test then shows what the change did, not what the dice did
+settings.register_profile(
+    "tlfast",
+    derandomize=True,
+    deadline=None,
+    max_examples=20,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("tlfast")
+
+if not torch.cuda.is_available():
+    # must be set before tlfast is imported: Triton reads it when a kernel is defined
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def _folder(variable: str, default: str) -> Path:
+    folder = Path(os.environ.get(variable, ROOT / default))
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}: set {variable} to where it is")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of public data sets; skips where it is missing."""
+    return _folder("TLFAST_DATA", "../shared/data")
+
+
+@pytest.fixture(scope="session")
+def golden_folder() -> Path:
+    """The folder of golden values; skips where it is missing."""
+    return _folder("TLFAST_GOLDEN", "../shared/golden")
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory from torch.empty starts as NaN, so that an output element a kernel forgets to write fails the test."""
+
+    def poison(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def allocate_poisoned(*args: object, **kwargs: object) -> torch.Tensor:
+            out = allocate(*args, **kwargs)
+            return out.fill_(float("nan")) if out.is_floating_point() else out
+
+        return allocate_poisoned
+
+    monkeypatch.setattr(torch, "empty", poison(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
+
+
+@pytest.fixture
+def fresh_process() -> Callable[..., str]:
+    """Runs Python code in a process of its own and returns its standard output; environment variables as keywords."""
+
+    def run(code: str, **environment: str) -> str:
+        inherited = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={**inherited, **environment}, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return run
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Two torch threads, whatever the machine has: kernels must split their work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

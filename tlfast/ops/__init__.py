@@ -1,0 +1,36 @@
+"""Operations: one meaning each, several implementations behind one name."""
+
+from __future__ import annotations
+
+from . import _dispatch
+from .add_norm import IMPLEMENTATIONS as _ADD_NORM
+from .add_norm import add_norm
+from .attention import IMPLEMENTATIONS as _ATTENTION
+from .attention import attention
+from .dropout import dropout
+from .rung import IMPLEMENTATIONS as _RUNG
+from .rung import rung
+
+__all__ = ["add_norm", "attention", "describe", "dropout", "implementations", "rung"]
+
+_IMPLEMENTATIONS = {"rung": _RUNG, "attention": _ATTENTION, "add_norm": _ADD_NORM}
+
+
+def implementations(op: str) -> dict[str, str]:
+    """For each implementation of an operation "available", or the reason why it cannot run on this machine.
+
+    Raises:
+        ValueError: no operation of that name.
+    """
+    if op not in _IMPLEMENTATIONS:
+        raise ValueError(f"op={op!r} is not an operation: use one of {tuple(_IMPLEMENTATIONS)}")
+    return _dispatch.availability(_IMPLEMENTATIONS[op])
+
+
+def describe() -> dict[str, dict]:
+    """For each operation: "auto" (what impl="auto" takes here), "why", and its "implementations"."""
+    rows = {}
+    for op, names in _IMPLEMENTATIONS.items():
+        auto, why = _dispatch.automatic(names)
+        rows[op] = {"auto": auto, "why": why, "implementations": implementations(op)}
+    return rows

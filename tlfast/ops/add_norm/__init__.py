@@ -1,0 +1,3 @@
+from .api import IMPLEMENTATIONS, add_norm
+
+__all__ = ["IMPLEMENTATIONS", "add_norm"]

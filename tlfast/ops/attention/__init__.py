@@ -1,0 +1,3 @@
+from .api import IMPLEMENTATIONS, attention
+
+__all__ = ["IMPLEMENTATIONS", "attention"]

@@ -1,0 +1,3 @@
+from .api import IMPLEMENTATIONS, rung
+
+__all__ = ["IMPLEMENTATIONS", "rung"]
