@@ -1,0 +1,120 @@
+"""A saved ladder: a folder with model.safetensors, config.json and the backbone's fingerprint. Never pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..backbone import FrozenBackbone, freeze
+from .config import LadderConfig
+
+if TYPE_CHECKING:
+    from .model import LadderModel
+
+WEIGHTS, CONFIG, FORMAT = "model.safetensors", "config.json", 1
+
+
+def save(model: LadderModel, folder: Path) -> None:
+    """Write both files under temporary names and rename them, so that a failure leaves no half-written ladder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    backbone = model.backbone
+    description = {
+        "format": FORMAT,
+        "task": model.task,
+        "num_labels": model.num_labels,
+        "problem_type": model.problem_type,
+        "ladder": {**model.ladder_config.to_dict(), "layers": list(backbone.tap_indices)},
+        "backbone": {
+            "name": backbone.name,
+            "model_type": backbone.config.model_type,
+            "precision": backbone.precision,
+            "fingerprint": backbone.fingerprint(),
+        },
+    }
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    temporary = {name: folder / f".{name}.partial" for name in (WEIGHTS, CONFIG)}
+    try:
+        save_file(weights, temporary[WEIGHTS], metadata={"format": "pt"})
+        temporary[CONFIG].write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        for name, path in temporary.items():
+            os.replace(path, folder / name)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+
+
+def load(cls: type[LadderModel], folder: Path, backbone: FrozenBackbone | nn.Module | str | Path) -> LadderModel:
+    """Rebuild a saved ladder on its backbone, after checking that it is the same backbone."""
+    description = read_config(folder)
+    frozen = _frozen(backbone, description["backbone"])
+    _check_fingerprint(folder, frozen, description["backbone"])
+    model = cls(
+        frozen,
+        task=description["task"],
+        num_labels=description["num_labels"],
+        config=LadderConfig(**description["ladder"]),
+        problem_type=description["problem_type"],
+    )
+    _load_weights(model, folder / WEIGHTS)
+    return model.eval()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The description of a saved ladder; ValueError if the folder holds none or it is of another format."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{folder}: holds no saved ladder ({CONFIG} is missing); pass a folder written by tlfast")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: is not JSON ({error}); the file is damaged, save the ladder again") from error
+    keys = {"format", "task", "num_labels", "problem_type", "ladder", "backbone"}
+    if not isinstance(description, dict) or not keys <= description.keys():
+        raise ValueError(f"{path}: does not describe a ladder; pass a folder written by tlfast")
+    if description["format"] != FORMAT:
+        raise ValueError(f"{path}: format {description['format']!r}, this version reads {FORMAT}; upgrade tlfast")
+    unknown = description["ladder"].keys() - {field.name for field in dataclasses.fields(LadderConfig)}
+    if unknown:
+        raise ValueError(f"{path}: unknown ladder settings {sorted(unknown)}; upgrade tlfast")
+    return description
+
+
+def _frozen(backbone: FrozenBackbone | nn.Module | str | Path, saved: dict[str, Any]) -> FrozenBackbone:
+    if isinstance(backbone, FrozenBackbone):
+        return backbone.with_taps(range(len(backbone.blocks)))
+    if isinstance(backbone, str | Path):
+        from transformers import AutoModel
+
+        backbone = AutoModel.from_pretrained(str(backbone))
+    return freeze(backbone, precision=saved["precision"])
+
+
+def _check_fingerprint(folder: Path, backbone: FrozenBackbone, saved: dict[str, Any]) -> None:
+    if backbone.fingerprint() != saved["fingerprint"]:
+        given = backbone.name or f"this {backbone.config.model_type} model"
+        raise ValueError(
+            f"backbone: the weights of {given} are not those the ladder in {folder} was trained on "
+            f"({saved['name'] or saved['model_type']}); pass that backbone"
+        )
+
+
+def _load_weights(model: LadderModel, path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path}: the file is missing; save the ladder again")
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: is not a whole safetensors file ({error}); save the ladder again") from error
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if found != expected:
+        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise ValueError(f"{path}: does not fit config.json beside it (first at {wrong[0]}); save the ladder again")
+    model.load_state_dict(weights)

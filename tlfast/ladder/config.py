@@ -1,0 +1,66 @@
+"""LadderConfig: every setting of a ladder, checked when it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+INITS = ("prune", "pca", "random")
+GATES = ("scalar", "channel")
+POOLINGS = ("mean", "cls")
+TAP_STORAGES = ("keep",)
+
+
+@dataclass
+class LadderConfig:
+    """Settings of a ladder (Sung et al. 2022, arXiv 2206.06522, section 3).
+
+    reduction: the side network is d / reduction wide; must leave every head at least one channel.
+    layers: "all" or the indices of the backbone blocks that get a rung and a side block; negative from the end.
+    gate_temperature: T of mu = sigmoid(alpha / T).
+    gate: one alpha a rung ("scalar", as in the paper) or one a side channel ("channel").
+    init: "prune" the backbone's blocks structurally, rotate them onto the taps' principal components ("pca"), or
+        "random".
+    tap_storage: how a tap is kept for the backward pass; "keep": as the backbone gives it.
+    dropout: of the side network; None takes the backbone's own probabilities.
+    pooling: what a sequence head reads: the masked "mean" or the first ("cls") token.
+    blend: mix the backbone's own last hidden state into the head through a trained gate.
+    Raises ValueError naming the setting, what was given and what is allowed.
+    """
+
+    reduction: int = 8
+    layers: str | Sequence[int] = "all"
+    gate_temperature: float = 0.1
+    init: str = "prune"
+    tap_storage: str = "keep"
+    tap_dim: int = 96
+    gate: str = "scalar"
+    dropout: float | None = None
+    pooling: str = "mean"
+    blend: bool = True
+
+    def __post_init__(self) -> None:
+        _one_of("init", self.init, INITS)
+        _one_of("gate", self.gate, GATES)
+        _one_of("pooling", self.pooling, POOLINGS)
+        _one_of("tap_storage", self.tap_storage, TAP_STORAGES)
+        if not isinstance(self.reduction, int) or self.reduction < 1:
+            raise ValueError(f"reduction: got {self.reduction!r}; pass an integer of at least 1")
+        if not self.gate_temperature > 0:
+            raise ValueError(f"gate_temperature: got {self.gate_temperature!r}; pass a number above 0")
+        if self.tap_dim < 1:
+            raise ValueError(f"tap_dim: got {self.tap_dim!r}; pass an integer of at least 1")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: got {self.dropout!r}; pass None or a probability in [0, 1)")
+        if not isinstance(self.layers, str):
+            self.layers = [int(index) for index in self.layers]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON types."""
+        return asdict(self)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: {value!r} is not available; allowed: {', '.join(map(repr, allowed))}")
