@@ -1,0 +1,28 @@
+"""The tlfast command: one file a command."""
+
+from __future__ import annotations
+
+import typer
+
+from . import bench, demo, doctor, ladder
+from .output import Commands
+
+app = typer.Typer(
+    name="tlfast",
+    help="Transfer what a large frozen model knows to a new task without back-propagating through it.",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(ladder.app, name="ladder")
+for _command in (demo.demo, doctor.doctor, bench.bench):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+__all__ = ["app", "main"]

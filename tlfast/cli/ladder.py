@@ -1,0 +1,276 @@
+"""tlfast ladder: train a ladder on labelled texts, score it, predict with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..data import InputError, PadBatch, TokenDataset, check_suffix, format_rows
+from .backbone import LoadedBackbone, load_backbone
+from .output import emit, note, on_terminal, quiet_libraries
+
+if TYPE_CHECKING:
+    from ..backbone import FrozenBackbone
+    from ..ladder import LadderConfig, LadderModel
+    from ..training import Fit, RunFolder, Settings, TaskData, TextTask
+
+app = typer.Typer(help="Ladder side-tuning on labelled texts.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
+ModelFolder = Annotated[Path, typer.Option("--model", help="The --out folder of a training run.")]
+DataFile = Annotated[Path, typer.Option("--data", help="Texts: .tsv, .csv or .jsonl with a header.")]
+OtherBackbone = Annotated[
+    str | None, typer.Option("--backbone", help="The backbone, where it is not where it was in training.")
+]
+
+
+@app.command()
+def train(
+    backbone: Annotated[str, typer.Option(help='Folder or Hugging Face name of the frozen model, or "minilm".')],
+    train_file: Annotated[Path, typer.Option("--train", help="Training data: .tsv, .csv or .jsonl with a header.")],
+    test_file: Annotated[Path, typer.Option("--test", help="Test data; read once, after selection.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model, metrics.json, curve.png and checkpoints.")],
+    dev_file: Annotated[
+        Path | None, typer.Option("--dev", help="Data that select; without it a seeded tenth of the training data.")
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Name of the column of texts.")] = "text",
+    label_column: Annotated[str, typer.Option(help="Name of the column of labels.")] = "label",
+    pair_column: Annotated[str, typer.Option(help="Name of the column of second texts, where there is one.")] = (
+        "text_pair"
+    ),
+    reduction: Annotated[int, typer.Option(min=1, help="The side network is this many times narrower.")] = 8,
+    epochs: Annotated[int, typer.Option(min=1)] = 3,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    lr: Annotated[str, typer.Option(help="Learning rate; of several, separated by commas, dev chooses.")] = "1e-3",
+    layers: Annotated[str, typer.Option(help='Blocks with a rung: "all" or indices separated by commas.')] = "all",
+    init: Annotated[str, typer.Option(help="How the side network starts: prune, pca or random.")] = "prune",
+    dropout: Annotated[float | None, typer.Option(help="Of the side network; default: the backbone's own.")] = None,
+    precision: Annotated[str, typer.Option(help="Of the frozen weights.")] = "fp32",
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in --out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a ladder; dev selects epoch and learning rate, then the test file is read."""
+    quiet_libraries()
+    from .. import training
+
+    rates, config = _learning_rates(lr), _config(reduction, layers, init, dropout)
+    if not test_file.is_file():
+        raise InputError(f"{test_file}: there is no such file; check the path")
+    settings = training.Settings(epochs, batch_size, rates, seed=seed)
+    columns = training.Columns(text_column, label_column, pair_column)
+    loaded = load_backbone(backbone)
+    task, data = training.prepare(train_file, dev_file, columns, loaded.tokenizer, loaded.max_length, seed, loaded.name)
+    _note_truncated(train_file, data.train.truncated, loaded.max_length)
+    frozen = _freeze(loaded, precision)
+    identity = {
+        "command": "ladder train",
+        "backbone": loaded.name,
+        "precision": precision,
+        "train_sha256": training.file_digest(train_file),
+        "dev_sha256": None if dev_file is None else training.file_digest(dev_file),
+        "columns": asdict(columns),
+        "ladder": config.to_dict(),
+        "training": asdict(settings),
+    }
+    run = training.RunFolder(out)
+    try:
+        with run.session(identity, resume):
+            if not run.finished:
+                fit = _fit(frozen, config, data, task, settings, run, resume, as_json)
+                test = _read_test(task, test_file, loaded)
+                metrics = training.results(fit, data, test, settings)
+                metrics |= _cost(fit, data, settings) | {"settings": identity}
+                title = f"{train_file.stem}: ladder on {backbone}, reduction {reduction}"
+                training.write_results(run, fit, task, loaded.tokenizer, metrics, title)
+    except (training.InterruptedTraining, KeyboardInterrupt):
+        kept = "run the same command with --resume to go on" if run.has_checkpoint() else "there is nothing to resume"
+        note(f"interrupted; {kept}")
+        raise typer.Exit(130) from None
+    metrics = run.read_metrics()
+    emit(metrics, _report(metrics, out), as_json)
+
+
+@app.command("eval")
+def evaluate(
+    model_folder: ModelFolder, data_file: DataFile, backbone: OtherBackbone = None, as_json: Json = False
+) -> None:
+    """Score a trained ladder on a file with labels."""
+    quiet_libraries()
+    from .. import training
+
+    model, task, loaded = _load(model_folder, backbone)
+    dataset = task.dataset(task.read(data_file, labelled=True), loaded.tokenizer)
+    _note_truncated(data_file, dataset.truncated, task.max_length)
+    pad = PadBatch.of(loaded.tokenizer, task.max_length)
+    scores = training.evaluate(model, dataset, pad, task.labels.regression)
+    emit(scores, ["  ".join(f"{name} {_figure(value)}" for name, value in scores.items())], as_json)
+
+
+@app.command()
+def predict(
+    model_folder: ModelFolder,
+    data_file: DataFile,
+    out: Annotated[Path | None, typer.Option(help="A .tsv, .csv or .jsonl file; default: standard output.")] = None,
+    backbone: OtherBackbone = None,
+    as_json: Json = False,
+) -> None:
+    """Predict a label, or a number, for every text of a file, in its order; the file needs no labels."""
+    quiet_libraries()
+    from .. import training
+
+    suffix = ".tsv" if out is None else check_suffix(out)
+    model, task, loaded = _load(model_folder, backbone)
+    dataset = task.dataset(task.read(data_file, labelled=False), loaded.tokenizer)
+    _note_truncated(data_file, dataset.truncated, task.max_length)
+    pad = PadBatch.of(loaded.tokenizer, task.max_length)
+    rows = training.predictions(task, training.predict_logits(model, dataset, pad))
+    if out is not None:
+        training.write_whole(out, format_rows(rows, suffix))
+        emit({"predictions": len(rows), "out": str(out)}, [f"{len(rows)} predictions in {out}"], as_json)
+    else:
+        emit({"predictions": rows}, format_rows(rows, suffix).splitlines(), as_json)
+
+
+def _learning_rates(text: str) -> tuple[float, ...]:
+    try:
+        rates = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--lr {text!r}: pass a number, or several separated by commas, such as 1e-3,5e-4") from None
+    if not all(0 < rate < math.inf for rate in rates):
+        raise InputError(f"--lr {text!r}: a learning rate must be a finite number above 0")
+    if len(set(rates)) < len(rates):
+        raise InputError(f"--lr {text!r}: a learning rate is there twice; pass each once")
+    return rates
+
+
+def _config(reduction: int, layers: str, init: str, dropout: float | None) -> LadderConfig:
+    from ..ladder import LadderConfig
+
+    try:
+        wanted: str | list[int] = layers if layers == "all" else [int(part) for part in layers.split(",")]
+    except ValueError:
+        raise InputError(
+            f'--layers {layers!r}: pass "all" or block indices separated by commas, such as 1,3,5'
+        ) from None
+    with _settings_of_the_user():
+        return LadderConfig(reduction=reduction, layers=wanted, init=init, dropout=dropout)
+
+
+def _freeze(loaded: LoadedBackbone, precision: str) -> FrozenBackbone:
+    from ..backbone import freeze
+
+    with _settings_of_the_user():
+        return freeze(loaded.model, precision=precision)
+
+
+def _fit(
+    frozen: FrozenBackbone,
+    config: LadderConfig,
+    data: TaskData,
+    task: TextTask,
+    settings: Settings,
+    run: RunFolder,
+    resume: bool,
+    quiet: bool,
+) -> Fit:
+    from .. import training
+    from ..ladder import LadderModel
+
+    problem = "regression" if task.labels.regression else "single_label_classification"
+    with _settings_of_the_user():  # before any batch is run: a reduction or layers that do not fit the backbone
+        LadderModel(frozen, num_labels=task.labels.num_labels, config=config, problem_type=problem)
+
+    def make_model() -> LadderModel:
+        batches = training.calibration_batches(data, settings.seed)
+        return LadderModel(
+            frozen, num_labels=task.labels.num_labels, config=config, calibration=batches, problem_type=problem
+        )
+
+    progress = on_terminal() and not quiet
+    return training.fit(make_model, data, settings, run.checkpoints, resume, progress, _silent if quiet else note)
+
+
+def _read_test(task: TextTask, path: Path, loaded: LoadedBackbone) -> TokenDataset:
+    """The test data; what is wrong with them costs no training, which a corrected file and --resume go on from."""
+    try:
+        test = task.dataset(task.read(path, labelled=True), loaded.tokenizer)
+    except InputError as error:
+        raise InputError(f"{error}; training is kept: mend the test file and add --resume") from error
+    _note_truncated(path, test.truncated, task.max_length)
+    return test
+
+
+def _cost(fit: Fit, data: TaskData, settings: Settings) -> dict[str, Any]:
+    """What training took: bytes kept for the backward pass, peak memory; and where it ran."""
+    from .. import training
+    from ..bench import measure
+
+    batch = training.typical_batch(data, settings.batch_size)
+    rows, tokens = batch["input_ids"].shape
+    device = next(fit.model.parameters()).device
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    fit.model.train()
+    saved = measure.saved_bytes(lambda: fit.model(**batch))
+    return {
+        "saved_bytes_per_sample": round(saved / rows),
+        "saved_bytes_batch": {"samples": rows, "tokens": tokens},
+        "peak_memory_bytes": measure.peak_rss(),
+        **measure.environment(),
+    }
+
+
+def _load(folder: Path, backbone: str | None) -> tuple[LadderModel, TextTask, LoadedBackbone]:
+    """A trained ladder on its backbone."""
+    from ..ladder import LadderModel
+    from ..training import TextTask
+
+    task = TextTask.load(folder)
+    loaded = load_backbone(backbone or task.backbone)
+    with _settings_of_the_user():  # a damaged folder, or weights that are not those of training
+        return LadderModel.from_pretrained(folder, backbone=loaded.model), task, loaded
+
+
+@contextmanager
+def _settings_of_the_user() -> Iterator[None]:
+    """Around calls of the library that check what the user passed and refuse it with a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _silent(line: str) -> None:
+    """--json: nothing beside the object."""
+
+
+def _note_truncated(path: Path, count: int, max_length: int) -> None:
+    if count:
+        note(f"{path}: {count} texts are longer than the model's {max_length} tokens and were cut")
+
+
+def _figure(value: float | int | None) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _report(metrics: dict[str, Any], out: Path) -> list[str]:
+    rows = []
+    for part in ("train", "dev", "test"):
+        scores = {name: value for name, value in metrics[part].items() if name != "n"}
+        figures = "  ".join(f"{name} {_figure(value)}" for name, value in scores.items())
+        rows.append(f"{part:<6}{figures}  ({metrics[part]['n']} examples)")
+    kept = metrics["saved_bytes_batch"]
+    return [
+        *rows,
+        f"learning rate {metrics['learning_rate']:g}, epoch {metrics['best_epoch']} of {metrics['epochs']}, "
+        f"by {metrics['selected_by']}",
+        f"{metrics['seconds_per_epoch']:.1f} s an epoch, {metrics['trained_parameters']:,} trained parameters, "
+        f"{metrics['saved_bytes_per_sample'] / 2**20:.2f} MiB kept for backward a sample of {kept['tokens']} tokens",
+        f"model, metrics.json and curve.png are in {out}",
+    ]

@@ -1,0 +1,58 @@
+"""How commands speak: results on standard output, all else on standard error, bad input in one line with status 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from typing import Any
+
+import typer
+import typer.core
+
+from ..data.errors import InputError
+
+
+class Commands(typer.core.TyperGroup):
+    """A group of commands whose InputErrors end in one line on standard error and status 2.
+
+    Every other exception is a mistake in the code and keeps its traceback.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command named on the command line."""
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(2) from error
+
+
+def emit(result: dict[str, Any], lines: list[str], as_json: bool) -> None:
+    """Print a command's result: one JSON object, or lines for people."""
+    typer.echo(json.dumps(result, ensure_ascii=False, allow_nan=False) if as_json else "\n".join(lines))
+
+
+def note(line: str) -> None:
+    """Say something by the way, on standard error and clear of a progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
+
+
+def on_terminal() -> bool:
+    """Whether somebody watches standard error, where progress bars go."""
+    return sys.stderr.isatty()
+
+
+def quiet_libraries() -> None:
+    """Keep transformers and tokenizers from writing between a command's own lines; errors still come through."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    hub_logging.set_verbosity_error()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|huggingface_hub|accelerate")

@@ -1,0 +1,225 @@
+"""Train a model with transformers.Trainer, select by dev, resume exactly."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from ..data import InputError, LengthBuckets, PadBatch, TokenDataset
+from .callbacks import (
+    DivergedError,
+    EpochClock,
+    EpochReport,
+    ProgressBar,
+    StopOnDivergence,
+    StopRequest,
+    StopWhenAsked,
+)
+from .folder import last_checkpoint
+from .scores import evaluate, selection_metric, trainer_metrics
+
+
+class InterruptedTraining(Exception):
+    """Training was asked to stop and left a checkpoint from which it goes on exactly."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. learning_rates: several are all tried, and dev chooses. warmup: share of the steps."""
+
+    epochs: int = 3
+    batch_size: int = 32
+    learning_rates: tuple[float, ...] = (1e-3,)
+    weight_decay: float = 0.01
+    warmup: float = 0.06
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Tokenised data of a task. regression: the target is a number, else a class."""
+
+    train: TokenDataset
+    dev: TokenDataset
+    pad: PadBatch
+    regression: bool = False
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One learning rate. history: transformers' log_history; empty where training diverged, as then is dev None.
+
+    epoch_seconds: training without evaluation, one figure an epoch.
+    """
+
+    learning_rate: float
+    dev: float | None
+    best_epoch: int | None
+    epoch_seconds: tuple[float, ...]
+    history: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The selected model, with the weights of its best epoch, the trial it came from, and all trials in order."""
+
+    model: nn.Module
+    chosen: Trial
+    trials: tuple[Trial, ...]
+    dev: dict[str, float | int | None]
+
+
+def fit(
+    make_model: Callable[[], nn.Module],
+    data: TaskData,
+    settings: Settings,
+    checkpoints: Path,
+    resume: bool = False,
+    progress: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+) -> Fit:
+    """Train one model a learning rate, by AdamW with warmup and linear decay; keep the best epoch by dev.
+
+    make_model: builds the model; called after the seed is set. Its forward takes labels and returns loss and logits.
+    checkpoints: folder for transformers' checkpoints; with several rates, one folder in it each.
+    resume: go on from the last whole checkpoint there; final weights and metrics are those of an uninterrupted run.
+    progress: show a bar. report: takes one line an epoch.
+    Dev selects by accuracy, in regression by the mean squared error; of equals the earlier epoch and rate win.
+    Raises InterruptedTraining after Ctrl-C, InputError where every learning rate diverged.
+    """
+    best: tuple[nn.Module, Trial] | None = None
+    trials: list[Trial] = []
+    for rate in settings.learning_rates:
+        folder = checkpoints if len(settings.learning_rates) == 1 else checkpoints / f"lr-{rate:g}"
+        set_seed(settings.seed)
+        model = make_model()
+        try:
+            trial = _run(model, data, settings, rate, folder, resume, progress, report)
+        except DivergedError as error:
+            report(f"lr {rate:g}  {error}")
+            trials.append(Trial(rate, None, None, (), ()))
+            continue
+        trials.append(trial)
+        if best is None or _better(trial, best[1], data.regression):
+            best = (model, trial)
+    if best is None:
+        rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
+        raise InputError(f"the loss became NaN or infinite with learning rate {rates}; pass a lower one")
+    model, chosen = best
+    return Fit(model, chosen, tuple(trials), evaluate(model, data.dev, data.pad, data.regression))
+
+
+class _BucketTrainer(Trainer):
+    """transformers.Trainer with an order that depends on seed and epoch alone, which exact resuming needs."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthBuckets:
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        return LengthBuckets(dataset.lengths, self.args.train_batch_size, self.args.seed)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        return sorted(range(len(eval_dataset)), key=lambda i: -eval_dataset.lengths[i])
+
+
+def _run(
+    model: nn.Module,
+    data: TaskData,
+    settings: Settings,
+    rate: float,
+    folder: Path,
+    resume: bool,
+    progress: bool,
+    report: Callable[[str], None],
+) -> Trial:
+    request = StopRequest()
+    metric, _ = selection_metric(data.regression)
+    callbacks: list[TrainerCallback] = [StopWhenAsked(request), EpochClock(), StopOnDivergence()]
+    prefix = f"lr {rate:g}  " if len(settings.learning_rates) > 1 else ""
+    callbacks.append(EpochReport(report, metric, prefix))
+    bar = ProgressBar(f"lr {rate:g}")
+    if progress:
+        callbacks.append(bar)
+    trainer = _BucketTrainer(
+        model=model,
+        args=_arguments(data, settings, rate, folder),
+        train_dataset=data.train,
+        eval_dataset=data.dev,
+        data_collator=data.pad,
+        compute_metrics=trainer_metrics(data.regression),
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = last_checkpoint(folder) if resume else None
+    if checkpoint is not None:
+        _point_to_best(checkpoint)
+    try:
+        with request.listening():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    finally:
+        bar.close()
+    if request.set:
+        raise InterruptedTraining
+    return _trial(trainer, rate, settings.epochs)
+
+
+def _arguments(data: TaskData, settings: Settings, rate: float, folder: Path) -> TrainingArguments:
+    metric, more_is_better = selection_metric(data.regression)
+    steps = math.ceil(len(data.train) / settings.batch_size) * settings.epochs
+    return TrainingArguments(
+        output_dir=str(folder.resolve()),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=2 * settings.batch_size,
+        learning_rate=rate,
+        weight_decay=settings.weight_decay,
+        warmup_steps=round(settings.warmup * steps),
+        lr_scheduler_type="linear",
+        seed=settings.seed,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,  # the best and the last: 1 would delete the last once training has ended
+        load_best_model_at_end=True,
+        metric_for_best_model=metric,
+        greater_is_better=more_is_better,
+        logging_steps=max(1, steps // 100),
+        logging_nan_inf_filter=False,
+        label_names=["labels"],
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def _point_to_best(checkpoint: Path) -> None:
+    """Let the checkpoint name its best sibling by where it is now: Trainer wrote the path of the time."""
+    path = checkpoint / "trainer_state.json"
+    state = json.loads(path.read_text(encoding="utf-8"))
+    if state["best_model_checkpoint"]:
+        here = str(checkpoint.resolve().parent / Path(state["best_model_checkpoint"]).name)
+        if here != state["best_model_checkpoint"]:
+            path.write_text(json.dumps({**state, "best_model_checkpoint": here}, indent=2) + "\n", encoding="utf-8")
+
+
+def _trial(trainer: Trainer, rate: float, epochs: int) -> Trial:
+    history = tuple(trainer.state.log_history)
+    seconds = [0.0] * epochs
+    for entry in history:
+        if "train_seconds" in entry:
+            seconds[int(entry["in_epoch"])] += entry["train_seconds"]
+    steps_per_epoch = trainer.state.max_steps // epochs
+    best_epoch = (trainer.state.best_global_step or 0) // steps_per_epoch
+    return Trial(rate, trainer.state.best_metric, best_epoch, tuple(seconds), history)
+
+
+def _better(a: Trial, b: Trial, regression: bool) -> bool:
+    _, more_is_better = selection_metric(regression)
+    assert a.dev is not None and b.dev is not None  # only diverged trials have none, and they are not compared
+    return a.dev > b.dev if more_is_better else a.dev < b.dev
