@@ -162,7 +162,11 @@ def misuse(**arguments):
         (lambda model: tlfast.freeze(model.bfloat16()), TypeError, ["bfloat16", "model.float()"]),
         (lambda model: tlfast.freeze(nn.Linear(2, 2)), ValueError, ["Linear", "bert", "distilbert"]),
         (lambda model: tlfast.freeze(tlfast.freeze(model)), TypeError, ["already frozen"]),
-        (lambda model: tlfast.freeze(model)(attention_mask=torch.ones(2, 1, 1, 2)), ValueError, ["attention_mask", "4"]),
+        (
+            lambda model: tlfast.freeze(model)(attention_mask=torch.ones(2, 1, 1, 2)),
+            ValueError,
+            ["attention_mask", "4"],
+        ),
     ],
 )
 def test_misuse_is_a_clear_error(call, error, words):
@@ -172,7 +176,7 @@ def test_misuse_is_a_clear_error(call, error, words):
 
 
 def test_unknown_family_names_the_known_ones():
-    with pytest.raises(ValueError, match="gpt2.*roberta"):
+    with pytest.raises(ValueError, match=r"gpt2.*roberta"):
         tlfast.freeze(GPT2Model(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=11)))
 
 

@@ -44,8 +44,13 @@ def test_pca_rungs_centre_and_whiten_nothing_but_rotate():
     model = make("pca", 4, calibration=[inputs])
     weight = model.side.rungs[0].weight
     torch.testing.assert_close(weight @ weight.T, torch.eye(12), rtol=0, atol=1e-5)
-    projected = torch.cat([rung.weight @ tap.flatten(0, 1).T + rung.bias[:, None]
-                           for rung, tap in zip(model.side.rungs, model.backbone(**inputs).taps, strict=True)], dim=1)
+    projected = torch.cat(
+        [
+            rung.weight @ tap.flatten(0, 1).T + rung.bias[:, None]
+            for rung, tap in zip(model.side.rungs, model.backbone(**inputs).taps, strict=True)
+        ],
+        dim=1,
+    )
     torch.testing.assert_close(projected.mean(dim=1), torch.zeros(12), rtol=0, atol=1e-4)
     covariance = torch.cov(projected)
     assert (covariance - covariance.diag().diag()).abs().max() < 1e-3 * covariance.diagonal().max()

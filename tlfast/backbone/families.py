@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 from torch import nn
 
@@ -100,12 +101,12 @@ def find_family(model: nn.Module) -> Family:
     )
 
 
-def submodule(module: nn.Module, path: str) -> nn.Module:
-    """The module at a dotted path."""
+def submodule(module: nn.Module, path: str) -> Any:
+    """The module at a dotted path; of the type that the table promises there."""
     return reduce(getattr, path.split("."), module)
 
 
-def block_spec(model: nn.Module, family: Family) -> BlockSpec:
+def block_spec(model: Any, family: Family) -> BlockSpec:
     """Read the shape of a model's blocks from its configuration and its first block."""
     config, block = model.config, submodule(model, family.blocks)[0]
     up = submodule(block, family.parts.up)

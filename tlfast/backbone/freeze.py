@@ -36,7 +36,7 @@ class FrozenBackbone(nn.Module):
     The model's parameters are shared, not copied, and never change. Always in eval mode, never builds a graph.
     """
 
-    def __init__(self, model: nn.Module, family: Family, taps: tuple[int, ...], precision: str) -> None:
+    def __init__(self, model: Any, family: Family, taps: tuple[int, ...], precision: str) -> None:
         super().__init__()
         self.model = model
         self.family = family
@@ -161,12 +161,14 @@ def freeze(
     if isinstance(model, FrozenBackbone):
         raise TypeError("model: is already frozen; use it as it is, or with_taps() for other blocks")
     family = find_family(model)
-    base = getattr(model, "base_model", model)
+    base: Any = getattr(model, "base_model", model)
     if getattr(base.config, "is_decoder", False):
         raise ValueError("model: config.is_decoder is True; tlfast taps encoders. Load it with is_decoder=False")
     wrong = next(((n, p.dtype) for n, p in base.named_parameters() if p.dtype != torch.float32), None)
     if wrong is not None:
-        raise TypeError(f'model: {wrong[0]} is {wrong[1]}, but precision="fp32" takes torch.float32; call model.float()')
+        raise TypeError(
+            f'model: {wrong[0]} is {wrong[1]}, but precision="fp32" takes torch.float32; call model.float()'
+        )
     indices = resolve_layers("taps", taps, len(submodule(base, family.blocks)))
     return FrozenBackbone(base.requires_grad_(False), family, indices, precision)
 

@@ -1,4 +1,4 @@
-"""SideBlock: a transformer block of the backbone's own type, narrow enough to be recomputed rather than kept."""
+"""SideBlock: a transformer block of the backbone's own type, lean in what it keeps for its backward pass."""
 
 from __future__ import annotations
 
@@ -37,16 +37,20 @@ def reduced(spec: BlockSpec, reduction: int, dropout: float | None = None) -> Bl
             f"reduction: {reduction} does not divide a block of width {spec.width}, feed-forward {spec.hidden} and "
             f"{spec.heads} heads; allowed: {', '.join(map(str, allowed))}"
         )
-    rates = {} if dropout is None else {"hidden_dropout": dropout, "attention_dropout": dropout}
-    return dataclasses.replace(spec, width=spec.width // reduction, hidden=spec.hidden // reduction, **rates)
+    narrow = dataclasses.replace(spec, width=spec.width // reduction, hidden=spec.hidden // reduction)
+    if dropout is None:
+        return narrow
+    return dataclasses.replace(narrow, hidden_dropout=dropout, attention_dropout=dropout)
 
 
 class SideBlock(nn.Module):
-    """A post-norm encoder block (attention, add & norm, feed-forward, add & norm) that keeps only its input.
+    """A post-norm encoder block (attention, add & norm, feed-forward, add & norm) that keeps only narrow tensors.
 
     forward(x, key_mask): x (B, S, R), key_mask (B, S) bool, True where a token is. Returns (B, S, R).
-    Everything between input and output is recomputed in the backward pass, with the same dropout; the attention map
-    exists in neither pass. Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.1; Devlin et al. 2019.
+    Kept for the backward pass: eight tensors of width R (x, queries, keys, values, the heads' output, the sum and the
+    result of the first add & norm, the result) and a few numbers a row. The attention map exists in neither pass; the
+    feed-forward, the widest part, is recomputed with the same dropout.
+    Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.1; Devlin et al. 2019 (arXiv 1810.04805), section 3.
     """
 
     def __init__(self, spec: BlockSpec) -> None:
@@ -65,22 +69,25 @@ class SideBlock(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: torch.Tensor, key_mask: torch.Tensor | None = None) -> torch.Tensor:
+        # drawn here, so that recomputing draws nothing
         seeds = torch.randint(2**62, (3,)) if self.training else torch.zeros(3, dtype=torch.int64)
+        x = self._attend(x, key_mask, seeds)
         if not torch.is_grad_enabled():
-            return self._compute(x, key_mask, seeds)
-        return checkpoint(self._compute, x, key_mask, seeds, use_reentrant=False, preserve_rng_state=False)
+            return self._feed_forward(x, seeds)
+        return checkpoint(self._feed_forward, x, seeds, use_reentrant=False, preserve_rng_state=False)
 
-    def _compute(self, x: torch.Tensor, key_mask: torch.Tensor | None, seeds: torch.Tensor) -> torch.Tensor:
-        hidden_p = self.spec.hidden_dropout if self.training else 0.0
-        attention_p = self.spec.attention_dropout if self.training else 0.0
+    def _attend(self, x: torch.Tensor, key_mask: torch.Tensor | None, seeds: torch.Tensor) -> torch.Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.spec.heads, -1)).unbind(-3)
-        heads = attention(q, k, v, key_mask=key_mask, dropout_p=attention_p, seed=seeds[0])
-        x = _add_norm(self.attention_output(heads.flatten(-2)), x, self.attention_norm, hidden_p, seeds[1])
+        dropout_p = self.spec.attention_dropout if self.training else 0.0
+        heads = attention(q, k, v, key_mask=key_mask, dropout_p=dropout_p, seed=seeds[0])
+        return self._add_norm(self.attention_output(heads.flatten(-2)), x, self.attention_norm, seeds[1])
+
+    def _feed_forward(self, x: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
         hidden = self.down(ACTIVATIONS[self.spec.activation](self.up(x)))
-        return _add_norm(hidden, x, self.feed_forward_norm, hidden_p, seeds[2])
+        return self._add_norm(hidden, x, self.feed_forward_norm, seeds[2])
 
-
-def _add_norm(
-    x: torch.Tensor, residual: torch.Tensor, norm: nn.LayerNorm, dropout_p: float, seed: torch.Tensor
-) -> torch.Tensor:
-    return add_norm(x, residual, norm.weight, norm.bias, eps=norm.eps, dropout_p=dropout_p, seed=seed)
+    def _add_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, norm: nn.LayerNorm, seed: torch.Tensor
+    ) -> torch.Tensor:
+        dropout_p = self.spec.hidden_dropout if self.training else 0.0
+        return add_norm(x, residual, norm.weight, norm.bias, eps=norm.eps, dropout_p=dropout_p, seed=seed)

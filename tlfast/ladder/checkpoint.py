@@ -89,11 +89,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _frozen(backbone: FrozenBackbone | nn.Module | str | Path, saved: dict[str, Any]) -> FrozenBackbone:
     if isinstance(backbone, FrozenBackbone):
         return backbone.with_taps(range(len(backbone.blocks)))
+    model: Any = backbone
     if isinstance(backbone, str | Path):
         from transformers import AutoModel
 
-        backbone = AutoModel.from_pretrained(str(backbone))
-    return freeze(backbone, precision=saved["precision"])
+        model = AutoModel.from_pretrained(str(backbone))
+    return freeze(model, precision=saved["precision"])
 
 
 def _check_fingerprint(folder: Path, backbone: FrozenBackbone, saved: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ class SequenceHead(nn.Module):
         self.up = nn.Linear(side_width, width)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(width, num_labels)
-        self.register_parameter("alpha", nn.Parameter(torch.zeros(())) if config.blend else None)
+        self.alpha = nn.Parameter(torch.zeros(())) if config.blend else None
 
     def forward(self, side: torch.Tensor, last: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         pooled = self.up(pool(side, mask, self.pooling))

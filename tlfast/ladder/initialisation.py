@@ -56,6 +56,7 @@ def initialise(side: SideNetwork, backbone: FrozenBackbone, init: str, batches: 
             linear.weight.copy_(basis.T)
             linear.bias.copy_(-(basis.T @ centre.float()) if init == "pca" else torch.zeros_like(linear.bias))
         for index, block in zip(backbone.tap_indices, side.blocks, strict=True):
+            assert isinstance(block, SideBlock)
             _cut(block, backbone, index, basis, moments)
 
 
@@ -113,7 +114,7 @@ class _EnergyHooks:
 
 def _select(moments: Moments, width: int) -> torch.Tensor:
     """(D, R): one-hot columns for the R channels of largest variance, in their order."""
-    variance = moments.covariance.diagonal()
+    variance = torch.diagonal(moments.covariance)
     chosen = variance.topk(width).indices.sort().values
     return torch.eye(variance.numel(), device=variance.device)[:, chosen]
 

@@ -33,6 +33,8 @@ class LadderModel(nn.Module):
     Source: Sung et al. 2022, "LST: Ladder Side-Tuning" (arXiv 2206.06522).
     """
 
+    calibrated: torch.Tensor  # 0-dim bool: whether the starting weights are set
+
     def __init__(
         self,
         backbone: FrozenBackbone,
@@ -155,6 +157,6 @@ def _drop_backbone(_module: nn.Module, state: dict[str, Any], prefix: str, _meta
         del state[key]
 
 
-def _after_load(module: nn.Module, incompatible: Any) -> None:
+def _after_load(module: Any, incompatible: Any) -> None:
     incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if "backbone.model." not in key]
     module._ready = bool(module.calibrated)
