@@ -64,13 +64,14 @@ int tl_attention_forward_cpu(const void *q, const void *k, const void *v, const 
 int tl_attention_backward_cpu(const void *dout, const void *q, const void *k, const void *v, const float *bias,
                               const uint8_t *key_mask, const void *out, const float *statistics, void *dq, void *dk,
                               void *dv, float *dbias, int64_t dbias_batch, int64_t batch, int64_t heads,
-                              int64_t queries, int64_t keys, int64_t head_dim, int64_t q_batch, int64_t q_row, int64_t q_head,
-                              int64_t k_batch, int64_t k_row, int64_t k_head, int64_t v_batch, int64_t v_row,
-                              int64_t v_head, int64_t bias_batch, int64_t bias_head, int64_t bias_row, int dtype,
-                              int causal, double scale, double dropout_p, uint64_t seed, int threads);
+                              int64_t queries, int64_t keys, int64_t head_dim, int64_t q_batch, int64_t q_row,
+                              int64_t q_head, int64_t k_batch, int64_t k_row, int64_t k_head, int64_t v_batch,
+                              int64_t v_row, int64_t v_head, int64_t bias_batch, int64_t bias_head, int64_t bias_row,
+                              int dtype, int causal, double scale, double dropout_p, uint64_t seed, int threads);
 
 // add_norm, forward:  u = residual + dropout(x),  y = (u - mean) rstd weight + bias over the last dimension.
-//   x and residual (rows, width) with row strides; u and y contiguous; mean and rstd (rows); all fp32. bias may be null.
+//   x and residual (rows, width) with row strides; u and y contiguous; mean and rstd (rows); all fp32; bias may be
+//   null.
 int tl_add_norm_forward_cpu(const float *x, const float *residual, const float *weight, const float *bias, float *u,
                             float *y, float *mean, float *rstd, int64_t rows, int64_t width, int64_t x_stride,
                             int64_t residual_stride, double eps, double dropout_p, uint64_t seed, int threads);

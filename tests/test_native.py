@@ -146,3 +146,16 @@ def test_rounding_to_half_precision_is_torchs(dtype):
     back, expected = through_the_blend(p, dtype, gate=-1000.0), p.to(dtype)
     assert torch.equal(back.isnan(), expected.isnan())
     assert torch.equal(back[~expected.isnan()], expected[~expected.isnan()])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here: test_rung_gpu.py launches the kernels")
+def test_a_launch_without_a_gpu_raises():
+    if not _native.build_info()["cuda_architectures"]:
+        pytest.skip("native library built without CUDA")
+    x = torch.zeros(2, 2)
+    for call in (
+        lambda: _native.library().rung_forward_cuda(*[_native.pointer(x)] * 5, 2, 2, 1, 2, 2, 0, 0, 0.1, 0),
+        lambda: _native.library().rung_backward_cuda(*[_native.pointer(x)] * 7, 2, 2, 1, 2, 2, 2, 0, 0.1, 0),
+    ):
+        with pytest.raises(RuntimeError, match=r"rung: CUDA launch failed: .*(driver|device)"):
+            call()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from importlib import metadata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -78,15 +79,17 @@ def test_many_rows_use_several_chunks(two_threads):
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_strided_views(impl):
+    torch.manual_seed(0)
     h, s, weight, bias, alpha = make((4, 6), 24, 10, per_channel=True)
-    wide, long = torch.randn(4, 6, 60), torch.randn(4, 9, 24)
     side = torch.randn(4, 6, 32)[..., 5:15].requires_grad_()
     dz = torch.randn(6, 4, 10).transpose(0, 1)
-    for view in (wide[..., 7:31], long[:, 2:8], torch.randn(6, 4, 24).transpose(0, 1), torch.randn(4, 24, 6).mT):
-        assert not view.is_contiguous()
-        assert_accurate([(view, side, weight, bias, alpha)], impl, dz)
+    columns, rows = torch.randn(4, 6, 60)[..., 7:31], torch.randn(4, 9, 24)[:, 2:8]
+    views = [columns, rows, torch.randn(6, 4, 24).transpose(0, 1), torch.randn(4, 24, 6).mT]
+    assert not any(view.is_contiguous() for view in (*views, side, dz))
+    assert_accurate([(view, side, weight, bias, alpha) for view in views], impl, dz)
     constant = torch.ones(()).expand(4, 6, 10)  # what sum().backward() sends
-    assert_accurate([(h, s, weight.detach().T.contiguous().T.requires_grad_(), bias, alpha)], impl, constant)
+    columns_first = weight.detach().T.contiguous().T.requires_grad_()
+    assert_accurate([(view, s, columns_first, bias, alpha) for view in (h, *views)], impl, constant)
 
 
 @pytest.mark.parametrize("impl", ["reference", *IMPLS])
@@ -219,6 +222,13 @@ def test_a_named_implementation_never_falls_back():
 
 
 @interpreted
+def test_triton_refuses_a_side_too_wide_for_a_program():
+    rung(*make((2,), 3, 512), impl="triton")
+    with pytest.raises(RuntimeError, match="at most 512, not 513"):
+        rung(*make((2,), 3, 513), impl="triton")
+
+
+@interpreted
 def test_interpreted_bfloat16_is_refused():
     with pytest.raises(RuntimeError, match="interpreter computes bfloat16 wrongly"):
         rung(*make((2,), 3, 5, h_dtype=torch.bfloat16), impl="triton")
@@ -245,3 +255,15 @@ def test_implementations():
     assert "first choice" in row["why"]
     with pytest.raises(ValueError, match=r"op='rang' is not an operation: use one of .*'rung'"):
         tlfast.ops.implementations("rang")
+
+
+@interpreted
+def test_float32_products_follow_pytorchs_switch(monkeypatch):
+    from tlfast.ops.rung import triton
+
+    assert triton._precision() == "ieee"
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision="tf32"))
+    assert triton._precision() == "tf32"
+    for allowed, expected in ((True, "tf32"), (False, "ieee")):  # as before PyTorch 2.9
+        monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=allowed))
+        assert triton._precision() == expected

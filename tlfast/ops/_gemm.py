@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ def _ratio(x: torch.Tensor, w: torch.Tensor, rounds: int = 15) -> float:
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    best = {F.linear: float("inf"), _onednn: float("inf")}
+    best: dict[Callable[..., torch.Tensor], float] = {F.linear: float("inf"), _onednn: float("inf")}
     try:
         for _ in range(rounds):
             for function in best:

@@ -12,6 +12,7 @@ from .autograd import Rung
 
 IMPLEMENTATIONS = ("reference", "native", "triton", "cuda")
 
+_TRITON_WIDTH = 512
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -65,6 +66,8 @@ def rung(
                 return f"it takes float32, bfloat16 and float16, not {tensor.dtype}; use impl='reference'"
             if name == "triton" and tensor.dtype == torch.bfloat16 and _dispatch.TRITON_INTERPRETED:
                 return "Triton's interpreter computes bfloat16 wrongly; unset TRITON_INTERPRET or use float32"
+        if name == "triton" and weight.shape[0] > _TRITON_WIDTH:
+            return f"its programs hold the whole side width, at most {_TRITON_WIDTH}, not {weight.shape[0]}; use 'cuda'"
         return None
 
     chosen = _dispatch.choose("rung", impl, IMPLEMENTATIONS, device_type, refuses)

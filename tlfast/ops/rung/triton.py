@@ -132,7 +132,7 @@ def block_r(width: int) -> int:
 
 
 def forward_config(width: int, h_bytes: int) -> dict[str, int]:
-    """Tile sizes for a side width and bytes an element of h: no spills, shared memory within sm_80's 163 KiB."""
+    """Tile sizes for a side width and bytes an element of h: no spills, shared memory within the chip's limit."""
     covered = block_r(width)
     block_m = 64 if h_bytes == 2 else 32
     return {
@@ -172,7 +172,10 @@ def _two_level_rows(h: torch.Tensor) -> tuple[torch.Tensor, int, int, int]:
 
 def _precision() -> str:
     # float32 products follow PyTorch's own switch; half-precision ones do not look at it
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    switch = torch.backends.cuda.matmul
+    if hasattr(switch, "fp32_precision"):  # since PyTorch 2.9, which refuses to read the older name beside it
+        return "tf32" if switch.fp32_precision == "tf32" else "ieee"
+    return "tf32" if switch.allow_tf32 else "ieee"
 
 
 def forward(
