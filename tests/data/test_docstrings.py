@@ -7,7 +7,6 @@ import pytest
 
 from tlfast.data import InputError
 from tlfast.data.docstrings import (
-    MAX_PER_MODULE,
     MAX_WORDS,
     MIN_WORDS,
     load_corpus,
@@ -67,7 +66,11 @@ def test_invalid_escapes_in_sources_do_not_warn(recwarn):
     ],
 )
 def test_what_is_not_prose_is_left_out(paragraph):
-    assert prose(f"{paragraph}\n\n{SENTENCE}") == [SENTENCE]
+    assert prose(f"{paragraph}\n\n{SENTENCE}") == SENTENCE
+
+
+def test_a_docstring_without_prose_gives_nothing():
+    assert prose("Too short.") == prose("") == ""
 
 
 def test_names_are_masked_in_every_form():
@@ -75,14 +78,15 @@ def test_names_are_masked_in_every_form():
         "Like np.add, numpy.ndarray, PyTorch, `__torch_function__`, libtorch, CPython 3 and Python's own for "
         "an :class:`~torch.nn.Module` or :py:func:`the sum <numpy.sum>`, an input and a snapshot of it."
     )
-    assert prose(text) == [
+    assert prose(text) == (
         "Like package.add, package.ndarray, package, `package`, package, package 3 and package's own for "
         "an package.nn.Module or the sum, an input and a snapshot of it."
-    ]
+    )
 
 
-def test_long_paragraphs_are_cut_and_put_on_one_line():
-    (text,) = prose("\n".join(["several words stand in every line"] * 20))
+def test_paragraphs_are_joined_on_one_line_and_cut():
+    text = prose(f"{SENTENCE}\n\n" + "\n".join(["several words stand in every line"] * 20))
+    assert text.startswith(f"{SENTENCE} several words")
     assert len(text.split()) == MAX_WORDS
     assert "\n" not in text and "\t" not in text
 
@@ -113,11 +117,6 @@ def test_installed_texts_are_prose_without_names(corpus):
         assert len(passage.text.split()) <= MAX_WORDS
 
 
-def test_the_seed_decides(corpus):
-    assert load_corpus(train=120, dev=30, test=60, seed=0) == corpus
-    assert load_corpus(train=120, dev=30, test=60, seed=1) != corpus
-
-
 def numbered(count, salt):
     letters = [f"{salt}{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(count)]
     return "\n".join(f'def f{i}():\n    """{SENTENCE} Called {name} here."""' for i, name in enumerate(letters))
@@ -132,6 +131,14 @@ def sources(tmp_path):
             (tmp_path / label / f"m{i}.py").write_text(numbered(5, f"{label}{chr(97 + i % 26)}{chr(97 + i // 26)}"))
         (tmp_path / label / "tests" / "m.py").write_text(numbered(50, f"{label}test"))
     return {label: tmp_path / label for label in ("large", "small")}
+
+
+def test_the_seed_decides(sources):
+    def corpus(seed):
+        return load_corpus(train=20, dev=5, test=10, seed=seed, roots=sources)
+
+    assert corpus(0) == corpus(0)
+    assert corpus(0) != corpus(1)
 
 
 def test_training_shrinks_to_the_smallest_package(sources):
@@ -154,12 +161,13 @@ def test_a_text_in_two_packages_is_used_once(sources):
     assert len(set(everything)) == len(everything)
 
 
-def test_one_module_gives_at_most_its_share(tmp_path):
-    (tmp_path / "a.py").write_text(numbered(MAX_PER_MODULE + 20, "a"))
-    (tmp_path / "b.py").write_text(numbered(10, "b"))
-    (tmp_path / "c.py").write_text(numbered(10, "c"))
-    corpus = load_corpus(train=1000, dev=1, test=1, roots={"x": tmp_path})
-    assert max(Counter(passage.module for passage in corpus.train).values(), default=0) <= MAX_PER_MODULE
+def test_texts_are_spread_over_all_modules(tmp_path):
+    for i in range(10):
+        (tmp_path / f"m{i}.py").write_text(numbered(100, f"m{chr(97 + i)}"))
+    corpus = load_corpus(train=20, dev=4, test=8, roots={"x": tmp_path})
+    everything = corpus.train + corpus.dev + corpus.test
+    assert set(Counter(passage.module for passage in everything).values()) <= {1, 2, 3, 4}
+    assert len({passage.module for passage in everything}) >= 8
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -79,8 +79,9 @@ def _run(files: list[Path], out: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw.json"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--benchmark-json={raw}"]
+        # 2: standard error, since standard output is for the result
         paths = [str(path.relative_to(_ROOT)) for path in files]
-        status = subprocess.run([*command, *paths], cwd=_ROOT, stdout=sys.stderr, check=False).returncode
+        status = subprocess.run([*command, *paths], cwd=_ROOT, stdout=2, check=False).returncode
         if status != 0:
             note("a benchmark failed; nothing was written")
             raise typer.Exit(1)

@@ -1,6 +1,6 @@
 """A reading task that every installation holds: which package does this docstring document?
 
-The texts are paragraphs of prose from the docstrings of Python's standard library, NumPy and PyTorch as installed.
+The texts are the prose of the docstrings of Python's standard library, NumPy and PyTorch as installed.
 Sources are parsed, never imported. Package names are masked, so that the answer has to be read from what is said.
 """
 
@@ -21,8 +21,8 @@ from typing import NamedTuple
 from .errors import InputError
 
 MASK = "package"
-MIN_WORDS, MAX_WORDS = 8, 40
-MAX_PER_MODULE = 60  # no single file may set the tone of a class
+MIN_WORDS, MAX_WORDS = 8, 90  # of a paragraph; of a text
+MAX_FILES = 500  # of a package; reading all of PyTorch would take longer than training on it
 
 # Any identifier that holds a package's name, and the short names that give one away.
 _NAMES = re.compile(r"\w*(?:python|numpy|torch)\w*|\b(?:np|aten|c10d?)\b", re.IGNORECASE)
@@ -68,12 +68,13 @@ def package_roots() -> dict[str, Path]:
 
 
 def load_corpus(
-    train: int = 1000, dev: int = 250, test: int = 700, seed: int = 0, roots: Mapping[str, Path] | None = None
+    train: int = 800, dev: int = 200, test: int = 400, seed: int = 0, roots: Mapping[str, Path] | None = None
 ) -> Corpus:
     """Build the corpus from what is installed; the same versions and seed give the same texts in the same order.
 
-    train, dev, test: texts of each package. Where a package has too few, training shrinks for all, so that the classes
-        stay balanced; dev and test never do.
+    train, dev, test: texts of each package, spread over as many files as it has, so that what is learned is about the
+        package and not about a few of its files. Where a package has too few, training shrinks for all, so that the
+        classes stay balanced; dev and test never do.
     roots: label -> folder of sources; None takes `package_roots()`.
     Raises InputError where a package leaves nothing to train on.
     """
@@ -81,7 +82,7 @@ def load_corpus(
     seen: set[str] = set()
     split: dict[str, list[list[Passage]]] = {"test": [], "dev": [], "train": []}
     for label, root in roots.items():
-        modules = _modules(label, root, seed, seen)
+        modules = _thinned(_modules(label, root, seed, seen), train + dev + test)
         for name, count in (("test", test), ("dev", dev), ("train", train)):
             split[name].append(_take(modules, count))
         if not split["train"][-1]:
@@ -92,7 +93,7 @@ def load_corpus(
 
 
 def read_passages(source: bytes, label: str, module: str) -> list[Passage]:
-    """The prose of the docstrings in one source file, in its order; [] if the file cannot be parsed."""
+    """The prose of each docstring in one source file, in its order; [] if the file cannot be parsed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in other people's sources
         try:
@@ -100,22 +101,23 @@ def read_passages(source: bytes, label: str, module: str) -> list[Passage]:
         except SyntaxError:
             return []  # a template or a file for another Python version
     docstrings = filter(None, map(_docstring, ast.walk(tree)))
-    return [Passage(text, label, module) for docstring in docstrings for text in prose(docstring)]
+    texts = filter(None, map(prose, docstrings))
+    return [Passage(text, label, module) for text in texts]
 
 
-def prose(docstring: str) -> list[str]:
-    """Its paragraphs of prose, each on one line, masked and cut to MAX_WORDS; none with fewer than MIN_WORDS words."""
-    texts = []
+def prose(docstring: str) -> str:
+    """Its paragraphs of prose of MIN_WORDS words at least, masked, on one line, cut to MAX_WORDS; "" without any."""
+    paragraphs = []
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
         if _NOT_PROSE.search(paragraph):
             continue
         text = " ".join(_ROLE.sub(r"\1", paragraph).split())
         if _SIGNATURE.fullmatch(text):
             continue
-        text = " ".join(_NAMES.sub(MASK, text).split()[:MAX_WORDS])
+        text = _NAMES.sub(MASK, text)
         if len(_WORD.findall(text.replace(MASK, ""))) >= MIN_WORDS:
-            texts.append(text)
-    return texts
+            paragraphs.append(text)
+    return " ".join(" ".join(paragraphs).split()[:MAX_WORDS])
 
 
 def _docstring(node: ast.AST) -> str | None:
@@ -127,23 +129,31 @@ def _docstring(node: ast.AST) -> str | None:
     return None
 
 
-def _modules(label: str, root: Path, seed: int, seen: set[str]) -> Iterator[list[Passage]]:
-    """Each source file's new texts, at most MAX_PER_MODULE, files in an order drawn by the seed.
-
-    Files are parsed as they are asked for: reading all of PyTorch takes longer than training on it.
-    """
+def _modules(label: str, root: Path, seed: int, seen: set[str]) -> list[list[Passage]]:
+    """Each source file's texts that are not in `seen`, which grows; files and texts in an order drawn by the seed."""
     rng = random.Random(f"{seed} {label}")
     files = sorted(path.relative_to(root) for path in root.rglob("*.py"))
     files = [path for path in files if _SKIPPED.isdisjoint(path.parts)]
-    rng.shuffle(files)
-    for path in files:
+    modules = []
+    for path in rng.sample(files, min(len(files), MAX_FILES)):
         fresh = []
         for passage in read_passages((root / path).read_bytes(), label, path.as_posix()):
             key = " ".join(_WORD.findall(passage.text.lower()))
             if key not in seen:
                 seen.add(key)
                 fresh.append(passage)
-        yield rng.sample(fresh, min(len(fresh), MAX_PER_MODULE))
+        rng.shuffle(fresh)
+        modules.append(fresh)
+    return modules
+
+
+def _thinned(modules: list[list[Passage]], count: int) -> Iterator[list[Passage]]:
+    """The modules cut to the least common length that still gives `count` texts and what two uses of `_take` drop."""
+    longest = max(map(len, modules), default=0)
+    for most in range(1, longest):
+        if sum(min(len(module), most) for module in modules) >= count + 2 * most:
+            return (module[:most] for module in modules)
+    return iter(modules)
 
 
 def _take(modules: Iterator[list[Passage]], count: int) -> list[Passage]:

@@ -1,0 +1,105 @@
+"""What the ladder is measured against, each built the way its own documentation says, and shared set-ups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, TaskType, get_peft_model
+from torch import nn
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
+
+import tlfast
+
+BATCH, SEQUENCE, REDUCTION = 16, 128, 8
+
+
+def bert_base(seed: int = 0) -> BertModel:
+    """bert-base dimensions, random weights."""
+    torch.manual_seed(seed)
+    return BertModel(BertConfig()).eval()
+
+
+def text_batch(batch: int = BATCH, sequence: int = SEQUENCE, vocabulary: int = 30_000) -> dict[str, torch.Tensor]:
+    """Full-length random tokens with labels."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "input_ids": torch.randint(5, vocabulary, (batch, sequence), generator=generator),
+        "attention_mask": torch.ones(batch, sequence, dtype=torch.long),
+        "labels": torch.randint(0, 2, (batch,), generator=generator),
+    }
+
+
+def ladder(backbone: nn.Module, **settings: Any) -> tlfast.LadderModel:
+    """Ours, in train mode with the backbone's own dropout."""
+    config = tlfast.LadderConfig(**{"reduction": REDUCTION, "init": "random", **settings})
+    return tlfast.LadderModel(tlfast.freeze(backbone), config=config).train()
+
+
+def lora(rank: int = 8, seed: int = 0) -> nn.Module:
+    """peft LoRA on query and value of bert-base, with a trained classifier."""
+    torch.manual_seed(seed)
+    model = AutoModelForSequenceClassification.from_config(BertConfig())
+    config = LoraConfig(task_type=TaskType.SEQ_CLS, r=rank, lora_alpha=16, target_modules=["query", "value"])
+    return get_peft_model(model, config).train()
+
+
+def full(seed: int = 0) -> nn.Module:
+    """Full fine-tuning of bert-base."""
+    torch.manual_seed(seed)
+    return AutoModelForSequenceClassification.from_config(BertConfig()).train()
+
+
+class PlainLadder(nn.Module):
+    """The same ladder in plain PyTorch modules, as one would write it without tlfast: no op, no recompute."""
+
+    def __init__(self, backbone: BertModel, reduction: int = REDUCTION, labels: int = 2) -> None:
+        super().__init__()
+        config = backbone.config
+        self.backbone = backbone.requires_grad_(False)
+        width = config.hidden_size // reduction
+        count = config.num_hidden_layers
+        self.embedding = nn.Linear(config.hidden_size, width)
+        self.down = nn.ModuleList(nn.Linear(config.hidden_size, width) for _ in range(count))
+        self.alpha = nn.Parameter(torch.zeros(count))
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width,
+                config.num_attention_heads,
+                config.intermediate_size // reduction,
+                config.hidden_dropout_prob,
+                activation="gelu",
+                batch_first=True,
+            )
+            for _ in range(count)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, config.hidden_size)
+        self.classifier = nn.Linear(config.hidden_size, labels)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        self.backbone.eval()
+        with torch.no_grad():
+            output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+        s = self.embedding(output.hidden_states[0])
+        padding = ~attention_mask.bool()
+        for tap, down, alpha, block in zip(output.hidden_states[1:], self.down, self.alpha, self.blocks, strict=True):
+            mu = torch.sigmoid(alpha / 0.1)
+            s = block(mu * s + (1 - mu) * down(tap), src_key_padding_mask=padding)
+        pooled = (output.last_hidden_state + self.up(self.norm(s))).mean(dim=1)
+        return F.cross_entropy(self.classifier(pooled), labels)
+
+
+def training_step(model: nn.Module, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
+    """Forward, backward, fused AdamW."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
+
+    def step() -> None:
+        result = model(**batch)
+        (result if isinstance(result, torch.Tensor) else result.loss).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step

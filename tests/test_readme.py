@@ -1,0 +1,85 @@
+"""What the README says is what is there: commands, code, figures, pictures, and what CI runs."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+import tlfast
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    'pip install -c constraints.txt -e ".[demo]" && tlfast demo',
+    'pip install -c constraints.txt -e ".[test]" && pytest',
+]
+
+
+def code_blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_two_commands_are_there_and_ci_runs_exactly_these():
+    assert code_blocks("bash")[0].splitlines() == COMMANDS
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert re.findall(r"^bash -c '(.*)'$", ci, re.MULTILINE) == COMMANDS
+
+
+def test_every_extra_in_a_command_exists():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = set(re.findall(r"\.\[(\w+)\]", README))
+    assert named >= {"demo", "test"}
+    assert named <= set(project["optional-dependencies"])
+
+
+def test_sections_are_in_their_order():
+    assert re.findall(r"^## (.*)$", README, re.MULTILINE) == [
+        "Before and after",
+        "Two commands",
+        "What works today",
+        "How it works",
+        "Building with CUDA",
+        "Troubleshooting",
+        "Contributing",
+        "Changelog",
+    ]
+
+
+def test_the_changelog_begins_with_this_version():
+    assert re.findall(r"^### (.*)$", README, re.MULTILINE)[0] == tlfast.__version__
+
+
+def test_linked_files_are_there():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert "benchmarks/ladder.svg" in links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_figures_are_those_of_the_results():
+    pytest.importorskip("transformers")
+    from tlfast.bench import tables
+
+    results = tables.load_results(ROOT / "benchmarks" / "results")
+    for name, block in (("demo", tables.demo_output(results)), ("figures", tables.figures(results))):
+        assert f"<!-- {name} -->\n{block}\n<!-- end -->" in README
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["before", "after"])
+def test_code_runs_as_it_stands(number, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    config = transformers.BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=50, num_labels=2
+    )
+    for name in ("AutoModel", "AutoModelForSequenceClassification"):
+        model = getattr(transformers, name).from_config(config)
+        monkeypatch.setattr(getattr(transformers, name), "from_pretrained", lambda *_, model=model, **__: model)
+    ids = torch.randint(0, 50, (3, 7))
+    names = {"batch": {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, "labels": torch.tensor([0, 1, 1])}
+    code = code_blocks("python")[number].replace("reduction=8", "reduction=2")  # the tiny model has two heads of 16
+    exec(code, names)
+    gradients = {name for name, p in names["model"].named_parameters() if p.grad is not None}
+    assert gradients == {name for name, p in names["model"].named_parameters() if p.requires_grad}
+    assert gradients
