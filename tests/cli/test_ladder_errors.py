@@ -288,3 +288,17 @@ def test_the_installed_command_reports_in_one_line(data, tmp_path):
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
+
+
+def test_a_bare_installation_names_the_extra_to_install(fresh_process):
+    code = """
+import sys
+sys.modules["transformers"] = None
+from tlfast.cli import main
+sys.argv = ["tlfast", "ladder", "eval", "--model", "m", "--data", "d.tsv"]
+try:
+    main()
+except SystemExit as stop:
+    print(stop.code)
+"""
+    assert fresh_process(code) == "2"

@@ -14,8 +14,12 @@ import typer.core
 from ..data.errors import InputError
 
 
+# What the extra [train] brings; a bare installation has none of it.
+_OPTIONAL = ("transformers", "accelerate", "tqdm", "rich", "matplotlib")
+
+
 class Commands(typer.core.TyperGroup):
-    """A group of commands whose InputErrors end in one line on standard error and status 2.
+    """A group of commands whose InputErrors, and missing extras, end in one line on standard error and status 2.
 
     Every other exception is a mistake in the code and keeps its traceback.
     """
@@ -26,6 +30,12 @@ class Commands(typer.core.TyperGroup):
             return super().invoke(ctx)
         except InputError as error:
             typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(2) from error
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in _OPTIONAL:
+                raise
+            typer.echo(f'error: the package {package} is not installed; run pip install -e ".[train]"', err=True)
             raise typer.Exit(2) from error
 
 
