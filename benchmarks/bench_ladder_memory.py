@@ -38,5 +38,5 @@ def test_saved_for_backward(benchmark):
         "ours": f"{saved['ladder']:.1f} MiB",
         "peer": f"LoRA r=8 {saved['peft LoRA']:.0f}, full {saved['full fine-tuning']:.0f}, "
         f"plain PyTorch ladder {saved['plain PyTorch ladder']:.1f} MiB",
-        "how": "pytest benchmarks/bench_ladder_memory.py",
+        "how": "tlfast bench ladder_memory",
     }

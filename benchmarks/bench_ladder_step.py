@@ -43,5 +43,5 @@ def test_training_step(benchmark):
         "ours": f"{extra:.2f} ({seconds['ladder']:.2f} s a step)",
         "peer": f"plain PyTorch ladder {plain:.2f}, LoRA {seconds['peft LoRA'] / forward - 1:.2f} "
         f"({seconds['peft LoRA']:.2f} s), full {seconds['full fine-tuning'] / forward - 1:.2f}",
-        "how": "pytest benchmarks/bench_ladder_step.py",
+        "how": "tlfast bench ladder_step",
     }

@@ -109,5 +109,5 @@ def row(info: dict[str, Any], what: str, h_dtype: torch.dtype, s_dtype: torch.dt
         "what": f"{what}, {dtypes} (forward / step)",
         "ours": ours,
         "peer": "; ".join(f"{name} {figure}" for name, figure in figures.items()),
-        "how": "pytest benchmarks/bench_rung.py",
+        "how": "tlfast bench rung",
     }

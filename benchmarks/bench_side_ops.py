@@ -42,7 +42,7 @@ def compare(benchmark: Any, what: str, functions: dict[str, Callable[[], torch.T
         "what": f"{what} (forward + backward)",
         "ours": figures.pop(ours),
         "peer": "; ".join(f"{name} {figure}" for name, figure in figures.items()),
-        "how": "pytest benchmarks/bench_side_ops.py",
+        "how": "tlfast bench side_ops",
     }
 
 

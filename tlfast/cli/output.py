@@ -13,7 +13,6 @@ import typer.core
 
 from ..data.errors import InputError
 
-
 # What the extra [train] brings; a bare installation has none of it.
 _OPTIONAL = ("transformers", "accelerate", "tqdm", "rich", "matplotlib")
 

@@ -1,0 +1,111 @@
+"""Test accuracy on SST-2 and TREC with MiniLM: `tlfast ladder train` as a user runs it, peft LoRA, a linear probe.
+
+Three seeds each. The command has its defaults but for reduction 4; dev selects the epoch, the test file is read once.
+LoRA: r=8 on query and value, lr 1e-3, batch 32, 2 epochs on SST-2 and 3 on TREC, selected by the same dev data through
+the same Trainer. The data are in $TLFAST_DATA/text.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import LoraConfig, TaskType, get_peft_model
+from transformers import AutoModelForSequenceClassification
+
+import tlfast
+from tlfast import training
+from tlfast.bench.probe import fit_probe
+from tlfast.cli.backbone import find_backbone, load_backbone
+
+SEEDS = (0, 1, 2)
+REDUCTION, EPOCHS = 4, 3
+ROOT = Path(__file__).resolve().parent.parent
+LORA_EPOCHS = {"sst2": 2, "trec": 3}
+
+
+def _files(task: str) -> dict[str, Path | None]:
+    folder = Path(os.environ.get("TLFAST_DATA", ROOT / "../shared/data")) / "text"
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}: set TLFAST_DATA to where text/ is")
+    dev = folder / f"{task}_dev.tsv"
+    return {
+        "train": folder / f"{task}_train.tsv",
+        "dev": dev if dev.is_file() else None,
+        "test": folder / f"{task}_test.tsv",
+    }
+
+
+def _ladder(files: dict[str, Path | None], seed: int, out: Path) -> dict[str, Any]:
+    options = [word for name, path in files.items() if path for word in (f"--{name}", str(path))]
+    command = [sys.executable, "-c", "from tlfast.cli import main; main()", "ladder", "train", "--backbone", "minilm"]
+    command += [*options, "--reduction", str(REDUCTION), "--epochs", str(EPOCHS), "--seed", str(seed), "--json"]
+    done = subprocess.run([*command, "--out", str(out)], check=True, capture_output=True, text=True)
+    metrics = json.loads(done.stdout)
+    return {
+        "accuracy": metrics["accuracy"],
+        "dev": metrics["dev"]["accuracy"],
+        "seconds": sum(metrics["epoch_seconds"]),
+    }
+
+
+def _peers(files: dict[str, Path | None], epochs: int, seed: int, out: Path) -> dict[str, dict[str, float]]:
+    """The linear probe and LoRA on the same tokenised data."""
+    loaded = load_backbone("minilm")
+    columns = training.Columns()
+    task, data = training.prepare(
+        files["train"], files["dev"], columns, loaded.tokenizer, loaded.max_length, seed, "minilm"
+    )
+    test = task.dataset(task.read(files["test"], labelled=True), loaded.tokenizer)
+    start = time.perf_counter()
+    probe = fit_probe(tlfast.freeze(loaded.model), data)
+    found = {
+        "probe": {
+            "accuracy": training.evaluate(probe, test, data.pad, False)["accuracy"],
+            "seconds": time.perf_counter() - start,
+        }
+    }
+
+    def lora() -> Any:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            find_backbone("minilm"), num_labels=task.labels.num_labels
+        )
+        config = LoraConfig(task_type=TaskType.SEQ_CLS, r=8, lora_alpha=16, target_modules=["query", "value"])
+        return get_peft_model(model, config)
+
+    fit = training.fit(lora, data, training.Settings(epochs=epochs, seed=seed), out)
+    accuracy = training.evaluate(fit.model, test, data.pad, False)["accuracy"]
+    found["LoRA"] = {"accuracy": accuracy, "seconds": sum(fit.chosen.epoch_seconds)}
+    return found
+
+
+@pytest.mark.parametrize("task", ["sst2", "trec"])
+def test_accuracy(benchmark, tmp_path, task):
+    files = _files(task)
+    runs = []
+
+    def all_seeds() -> None:
+        for seed in SEEDS:
+            peers = _peers(files, LORA_EPOCHS[task], seed, tmp_path / f"lora-{seed}")
+            runs.append({"ladder": _ladder(files, seed, tmp_path / f"ladder-{seed}"), **peers})
+
+    benchmark.pedantic(all_seeds, rounds=1)
+    mean = {
+        method: {what: statistics.mean(run[method][what] for run in runs) for what in ("accuracy", "seconds")}
+        for method in ("ladder", "LoRA", "probe")
+    }
+    benchmark.extra_info["runs"] = runs
+    benchmark.extra_info["row"] = {
+        "what": f"Test accuracy, {task.upper()}, MiniLM-L6, mean of {len(SEEDS)} seeds (training seconds)",
+        "ours": f"{100 * mean['ladder']['accuracy']:.1f} % ({mean['ladder']['seconds']:.0f} s)",
+        "peer": f"LoRA r=8 {100 * mean['LoRA']['accuracy']:.1f} % ({mean['LoRA']['seconds']:.0f} s), "
+        f"linear probe {100 * mean['probe']['accuracy']:.1f} %",
+        "how": "tlfast ladder train --backbone minilm --reduction 4",
+    }
