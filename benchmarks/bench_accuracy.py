@@ -7,11 +7,7 @@ the same Trainer. The data are in $TLFAST_DATA/text.
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,39 +17,12 @@ from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 import tlfast
+from benchmarks.runs import SEEDS, text_files, train_ladder
 from tlfast import training
 from tlfast.bench.probe import fit_probe
 from tlfast.cli.backbone import find_backbone, load_backbone
 
-SEEDS = (0, 1, 2)
-REDUCTION, EPOCHS = 4, 3
-ROOT = Path(__file__).resolve().parent.parent
 LORA_EPOCHS = {"sst2": 2, "trec": 3}
-
-
-def _files(task: str) -> dict[str, Path | None]:
-    folder = Path(os.environ.get("TLFAST_DATA", ROOT / "../shared/data")) / "text"
-    if not folder.is_dir():
-        pytest.skip(f"no folder {folder}: set TLFAST_DATA to where text/ is")
-    dev = folder / f"{task}_dev.tsv"
-    return {
-        "train": folder / f"{task}_train.tsv",
-        "dev": dev if dev.is_file() else None,
-        "test": folder / f"{task}_test.tsv",
-    }
-
-
-def _ladder(files: dict[str, Path | None], seed: int, out: Path) -> dict[str, Any]:
-    options = [word for name, path in files.items() if path for word in (f"--{name}", str(path))]
-    command = [sys.executable, "-c", "from tlfast.cli import main; main()", "ladder", "train", "--backbone", "minilm"]
-    command += [*options, "--reduction", str(REDUCTION), "--epochs", str(EPOCHS), "--seed", str(seed), "--json"]
-    done = subprocess.run([*command, "--out", str(out)], check=True, capture_output=True, text=True)
-    metrics = json.loads(done.stdout)
-    return {
-        "accuracy": metrics["accuracy"],
-        "dev": metrics["dev"]["accuracy"],
-        "seconds": sum(metrics["epoch_seconds"]),
-    }
 
 
 def _peers(files: dict[str, Path | None], epochs: int, seed: int, out: Path) -> dict[str, dict[str, float]]:
@@ -88,13 +57,15 @@ def _peers(files: dict[str, Path | None], epochs: int, seed: int, out: Path) -> 
 
 @pytest.mark.parametrize("task", ["sst2", "trec"])
 def test_accuracy(benchmark, tmp_path, task):
-    files = _files(task)
+    files = text_files(task)
     runs = []
 
     def all_seeds() -> None:
         for seed in SEEDS:
             peers = _peers(files, LORA_EPOCHS[task], seed, tmp_path / f"lora-{seed}")
-            runs.append({"ladder": _ladder(files, seed, tmp_path / f"ladder-{seed}"), **peers})
+            metrics = train_ladder(files, seed, tmp_path / f"ladder-{seed}")
+            ladder = {"accuracy": metrics["accuracy"], "seconds": sum(metrics["epoch_seconds"])}
+            runs.append({"ladder": ladder | {"dev": metrics["dev"]["accuracy"]}, **peers})
 
     benchmark.pedantic(all_seeds, rounds=1)
     mean = {

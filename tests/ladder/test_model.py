@@ -163,6 +163,7 @@ def test_repeated_calls_draw_new_dropout():
     ("make", "error", "words"),
     [
         (lambda: LadderModel(tiny()), TypeError, ["backbone", "BertModel", "tlfast.freeze"]),
+        (lambda: LadderModel(tlfast.freeze(tiny()).with_taps(())), ValueError, ["backbone", "no taps"]),
         (lambda: LadderModel(tlfast.freeze(tiny()), task="poetry"), ValueError, ["task", "poetry", "sequence-class"]),
         (lambda: LadderModel(tlfast.freeze(tiny()), num_labels=0), ValueError, ["num_labels", "0"]),
         (lambda: ladder(reduction=5), ValueError, ["reduction", "5", "48", "3 heads", "allowed: 1, 2, 4"]),

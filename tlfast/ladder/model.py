@@ -130,6 +130,8 @@ class LadderModel(nn.Module):
 def _check(backbone: FrozenBackbone, task: str, num_labels: int, problem: str | None) -> None:
     if not isinstance(backbone, FrozenBackbone):
         raise TypeError(f"backbone: got a {type(backbone).__name__}; pass what tlfast.freeze(model) returns")
+    if not backbone.tap_indices:
+        raise ValueError("backbone: it has no taps, and a ladder has nothing to climb; pass one frozen with taps")
     if task not in TASKS:
         raise ValueError(f"task: {task!r} is not available; allowed: {', '.join(map(repr, TASKS))}")
     if not isinstance(num_labels, int) or num_labels < 1:
