@@ -1,4 +1,4 @@
-"""What a ladder keeps for its backward pass: the taps, and eight narrow tensors a block. Nothing else."""
+"""What a ladder keeps for its backward pass: the taps, and nine narrow tensors a block. Nothing else."""
 
 import pytest
 import torch
@@ -33,9 +33,9 @@ def test_a_training_forward_keeps_the_formula_and_nothing_more(dropout, padded):
     kept = saved_bytes(lambda: model(**batch))
 
     taps = (BLOCKS + 1) * TOKENS * WIDTH * 4
-    # the first s; then of each block z, q, k, v, the heads' output, the first sum and its norm, s
-    narrow = (8 * BLOCKS + 1) * TOKENS * SIDE * 4
-    rows = BLOCKS * TOKENS * (2 * HEADS + 2) * 4  # of each block the attention's and the norm's two numbers a row
+    # the first s; then of each block z, q, k, v, the heads' output, the sum and result of both add & norms
+    narrow = (9 * BLOCKS + 1) * TOKENS * SIDE * 4
+    rows = BLOCKS * TOKENS * (2 * HEADS + 4) * 4  # of each block the attention's and the norms' two numbers a row
     norm_and_pooling = 3 * TOKENS * 4  # mean, rstd, pooling weights
     head = 8 * BATCH * WIDTH * 4  # the pooled vectors and the dropout's mask
     attention_maps = BLOCKS * BATCH * HEADS * SEQUENCE**2 * 4

@@ -47,9 +47,9 @@ class SideBlock(nn.Module):
     """A post-norm encoder block (attention, add & norm, feed-forward, add & norm) that keeps only narrow tensors.
 
     forward(x, key_mask): x (B, S, R), key_mask (B, S) bool, True where a token is. Returns (B, S, R).
-    Kept for the backward pass: eight tensors of width R (x, queries, keys, values, the heads' output, the sum and the
-    result of the first add & norm, the result) and a few numbers a row. The attention map exists in neither pass; the
-    feed-forward, the widest part, is recomputed with the same dropout.
+    Kept for the backward pass: nine tensors of width R (x, queries, keys, values, the heads' output, sum and result of
+    both add & norms) and a few numbers a row. The attention map exists in neither pass; the feed-forward's hidden
+    layer, the widest part, is recomputed.
     Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.1; Devlin et al. 2019 (arXiv 1810.04805), section 3.
     """
 
@@ -71,20 +71,19 @@ class SideBlock(nn.Module):
     def forward(self, x: torch.Tensor, key_mask: torch.Tensor | None = None) -> torch.Tensor:
         # drawn here, so that recomputing draws nothing
         seeds = torch.randint(2**62, (3,)) if self.training else torch.zeros(3, dtype=torch.int64)
-        x = self._attend(x, key_mask, seeds)
-        if not torch.is_grad_enabled():
-            return self._feed_forward(x, seeds)
-        return checkpoint(self._feed_forward, x, seeds, use_reentrant=False, preserve_rng_state=False)
+        x = self._add_norm(self._attend(x, key_mask, seeds[0]), x, self.attention_norm, seeds[1])
+        # recomputing ends at the last product's input: the product itself runs once
+        hidden = checkpoint(self._feed_forward, x, use_reentrant=False, preserve_rng_state=False)
+        return self._add_norm(hidden, x, self.feed_forward_norm, seeds[2])
 
-    def _attend(self, x: torch.Tensor, key_mask: torch.Tensor | None, seeds: torch.Tensor) -> torch.Tensor:
+    def _attend(self, x: torch.Tensor, key_mask: torch.Tensor | None, seed: torch.Tensor) -> torch.Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.spec.heads, -1)).unbind(-3)
         dropout_p = self.spec.attention_dropout if self.training else 0.0
-        heads = attention(q, k, v, key_mask=key_mask, dropout_p=dropout_p, seed=seeds[0])
-        return self._add_norm(self.attention_output(heads.flatten(-2)), x, self.attention_norm, seeds[1])
+        heads = attention(q, k, v, key_mask=key_mask, dropout_p=dropout_p, seed=seed)
+        return self.attention_output(heads.flatten(-2))
 
-    def _feed_forward(self, x: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-        hidden = self.down(ACTIVATIONS[self.spec.activation](self.up(x)))
-        return self._add_norm(hidden, x, self.feed_forward_norm, seeds[2])
+    def _feed_forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(ACTIVATIONS[self.spec.activation](self.up(x)))
 
     def _add_norm(
         self, x: torch.Tensor, residual: torch.Tensor, norm: nn.LayerNorm, seed: torch.Tensor
