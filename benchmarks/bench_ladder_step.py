@@ -10,7 +10,7 @@ import torch
 from benchmarks.peers import PlainLadder, bert_base, full, ladder, lora, text_batch, training_step
 from tlfast.bench.measure import medians, timed_rounds
 
-ROUNDS = 5
+ROUNDS = 9
 
 
 def test_training_step(benchmark):

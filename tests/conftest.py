@@ -24,6 +24,9 @@ settings.register_profile(
 )
 settings.load_profile("tlfast")
 
+# read by now; a pytest that a test starts is not the one these options were meant for
+os.environ.pop("PYTEST_ADDOPTS", None)
+
 if not torch.cuda.is_available():
     # must be set before tlfast is imported: Triton reads it when a kernel is defined
     os.environ["TRITON_INTERPRET"] = "1"
