@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 
 import torch
@@ -40,7 +41,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 def tiny(family: str = "bert", seed: int = 0) -> nn.Module:
     """A small random model; its weights are spread wider than at initialisation so that layers really differ."""
     torch.manual_seed(seed)
-    model = AutoModel.from_config(CONFIGS[family])
+    model = AutoModel.from_config(copy.deepcopy(CONFIGS[family]))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -1,9 +1,12 @@
 """freeze(): taps equal the blocks' outputs to the last bit, and the caller's model is never changed."""
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, GPT2Config, GPT2Model
+from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel, GPT2Config, GPT2Model
 
 import tlfast
 from tests.models import CONFIGS, batch, digest, tiny
@@ -127,6 +130,24 @@ def test_fingerprint_depends_on_the_weights_and_nothing_else():
     assert tlfast.freeze(changed).fingerprint() != first.fingerprint()
 
 
+def test_fingerprint_depends_on_what_the_weights_do_not_say():
+    config = copy.deepcopy(CONFIGS["bert"])
+    config.num_attention_heads = 6
+    other = AutoModel.from_config(config)
+    other.load_state_dict(tiny().state_dict())
+    assert tlfast.freeze(other).fingerprint() != tlfast.freeze(tiny()).fingerprint()
+
+
+def test_threads_share_a_backbone():
+    backbone = tlfast.freeze(tiny())
+    batches = [batch((9, 5, 12), seed=seed) for seed in range(4)]
+    expected = [backbone(**inputs).taps for inputs in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            for ours, theirs in zip(pool.map(lambda inputs: backbone(**inputs).taps, batches), expected, strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 def test_fully_masked_row_and_one_token():
     inputs = batch((6, 1))
     inputs["attention_mask"][0] = 0
@@ -158,14 +179,16 @@ def misuse(**arguments):
         (misuse(taps=[]), ValueError, ["taps", "empty"]),
         (misuse(taps="some"), ValueError, ["taps", "some", "all"]),
         (misuse(taps=[0.5]), ValueError, ["taps", "0.5"]),
+        (misuse(taps=2), ValueError, ["taps", "2", "a list of block indices"]),
+        (lambda model: tlfast.freeze(model)(**batch() | {"attention_mask": torch.ones(3, 4)}), ValueError, ["(3, 4)"]),
         (misuse(calibration=[{}]), ValueError, ["calibration"]),
         (lambda model: tlfast.freeze(model.bfloat16()), TypeError, ["bfloat16", "model.float()"]),
         (lambda model: tlfast.freeze(nn.Linear(2, 2)), ValueError, ["Linear", "bert", "distilbert"]),
         (lambda model: tlfast.freeze(tlfast.freeze(model)), TypeError, ["already frozen"]),
         (
-            lambda model: tlfast.freeze(model)(attention_mask=torch.ones(2, 1, 1, 2)),
+            lambda model: tlfast.freeze(model)(**batch() | {"attention_mask": torch.ones(2, 1, 1, 2)}),
             ValueError,
-            ["attention_mask", "4"],
+            ["attention_mask", "(2, 1, 1, 2)"],
         ),
     ],
 )

@@ -104,6 +104,14 @@ def test_runs_again_over_its_own_results_and_leaves_other_files(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == WRITTEN | {"mine.txt"}
 
 
+@pytest.mark.parametrize("theirs", ["data/precious.txt", "ladder/theirs.txt", "report.md", "metrics.json"])
+def test_what_is_not_the_demos_is_never_replaced(tmp_path, theirs):
+    (tmp_path / theirs).parent.mkdir(exist_ok=True)
+    (tmp_path / theirs).write_text("{}")
+    fails(run("--out", tmp_path), "that is not the demo's; pass another --out")
+    assert (tmp_path / theirs).read_text() == "{}"
+
+
 def fails(result, message):
     assert (result.exit_code, result.stdout) == (2, "")
     assert len(result.stderr.splitlines()) == 1 and message in result.stderr

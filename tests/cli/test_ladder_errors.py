@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers")
 pytest.importorskip("typer")
@@ -293,7 +294,8 @@ def test_the_installed_command_reports_in_one_line(data, tmp_path):
 def test_a_bare_installation_names_the_extra_to_install(fresh_process):
     code = """
 import sys
-sys.modules["transformers"] = None
+for name in ("transformers", "huggingface_hub", "accelerate", "tqdm", "rich", "matplotlib"):
+    sys.modules[name] = None
 from tlfast.cli import main
 sys.argv = ["tlfast", "ladder", "eval", "--model", "m", "--data", "d.tsv"]
 try:
@@ -302,3 +304,43 @@ except SystemExit as stop:
     print(stop.code)
 """
     assert fresh_process(code) == "2"
+
+
+def test_a_second_column_that_is_not_there(data, tmp_path):
+    result = train(data / "bert", data / "train.tsv", data / "test.tsv", tmp_path / "run", "--pair-column", "sentnce2")
+    refused(result, "no column 'sentnce2'")
+
+
+def test_a_backbone_that_lacks_weights(data, tmp_path):
+    folder = shutil.copytree(data / "bert", tmp_path / "bert")
+    weights = load_file(folder / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    result = train(folder, data / "train.tsv", data / "test.tsv", tmp_path / "run")
+    refused(result, "lack 1 tensors, such as encoder.layer.1.output.dense.weight")
+
+
+def test_a_finished_run_is_not_resumed_with_another_test_file(data):
+    result = train(data / "bert", data / "train.tsv", data / "train.tsv", data / "run", "--resume")
+    refused(result, "is finished, with another test file")
+
+
+def test_somebody_elses_tokenizer_folder_is_not_replaced(data, tmp_path):
+    (tmp_path / "run" / "tokenizer").mkdir(parents=True)
+    refused(train(data / "bert", data / "train.tsv", data / "test.tsv", tmp_path / "run"), "already holds a run")
+
+
+def test_a_family_that_is_not_known_is_named(data, tmp_path):
+    from transformers import GPT2Config, GPT2Model
+
+    folder = shutil.copytree(data / "bert", tmp_path / "gpt2")
+    (folder / "model.safetensors").unlink()
+    GPT2Model(GPT2Config(vocab_size=30, n_embd=8, n_layer=1, n_head=2)).save_pretrained(folder)
+    result = train(folder, data / "train.tsv", data / "test.tsv", tmp_path / "run")
+    refused(result, "model_type 'gpt2' is not a family tlfast can tap")
+
+
+def test_more_than_a_hundred_epochs(data, tmp_path):
+    few = write_sentences(tmp_path / "few.tsv", 24, seed=5)
+    result = train(data / "bert", few, few, tmp_path / "run", "--epochs", 120, "--batch-size", 16, "--dev", few)
+    assert result.exit_code == 0, result.stderr

@@ -52,6 +52,16 @@ def test_a_lazy_ladder_stays_lazy_and_a_calibrated_one_stays_calibrated(tmp_path
     assert LadderModel.from_pretrained(saved[0], backbone=tiny())._ready
 
 
+def test_a_backbone_by_name_is_read_in_float32_and_a_wrong_name_is_refused(saved, tmp_path):
+    folder, _ = saved
+    half = tiny().bfloat16()
+    half.save_pretrained(tmp_path / "half")
+    with pytest.raises(ValueError, match="not those the ladder"):  # loaded, and other weights than those of training
+        LadderModel.from_pretrained(folder, backbone=tmp_path / "half")
+    with pytest.raises(ValueError, match=r"backbone: '.*nowhere' cannot be loaded"):
+        LadderModel.from_pretrained(folder, backbone=tmp_path / "nowhere")
+
+
 def test_the_wrong_backbone_is_refused(saved):
     with pytest.raises(ValueError, match="not those the ladder"):
         LadderModel.from_pretrained(saved[0], backbone=tiny(seed=1))
@@ -94,6 +104,9 @@ def truncate(folder):
         (lambda f: (f / "config.json").write_text("[]"), ["config.json", "does not describe a ladder"]),
         (edit(format=99), ["format 99"]),
         (edit(ladder={"reduction": 2, "wings": 2}), ["wings", "upgrade"]),
+        (edit(ladder={"layers": None}), ["layers", "damaged"]),
+        (edit(ladder=[]), ["does not describe a ladder"]),
+        (edit(backbone={}), ["does not describe a ladder"]),
         (truncate, ["model.safetensors", "not a whole safetensors"]),
         (lambda f: (f / "model.safetensors").write_bytes(b""), ["model.safetensors", "not a whole safetensors"]),
         (drop_a_tensor, ["does not fit", "side.norm.bias"]),

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 
-def fingerprint(parts: dict[str, nn.Module]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of all parameters and persistent buffers of the given modules.
+def fingerprint(parts: dict[str, nn.Module], settings: Any) -> str:
+    """SHA-256 over the settings' repr and names, dtypes, shapes and bytes of the modules' persistent tensors.
 
     The same weights give the same value on every device. Costs one read of the weights (about 1 GB/s).
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr(settings).encode())
     for part, module in parts.items():
         for name, tensor in sorted(module.state_dict().items()):
             digest.update(f"{part}.{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,9 +73,11 @@ class FrozenBackbone(nn.Module):
         return getattr(self.config, "_name_or_path", "")
 
     def fingerprint(self) -> str:
-        """SHA-256 of all weights the taps depend on; computed once, since they are frozen."""
+        """SHA-256 of all weights and settings the taps depend on; computed once, since they are frozen."""
         if self._fingerprint is None:
-            self._fingerprint = fingerprint({"embedding": self.embedding, "blocks": self.blocks})
+            positions = getattr(self.config, "position_embedding_type", None)
+            settings = (self.config.model_type, self.block_spec, positions)
+            self._fingerprint = fingerprint({"embedding": self.embedding, "blocks": self.blocks}, settings)
         return self._fingerprint
 
     def weight_bytes(self) -> int:
@@ -97,8 +101,8 @@ class FrozenBackbone(nn.Module):
         attention_mask: (B, S), nonzero where a token is; without it every position is one.
         packed: give (tokens, D) instead of (B, S, D).
         """
-        mask = _check_mask(inputs.get("attention_mask"))
-        shape = next((v.shape[:2] for k, v in inputs.items() if k in ("input_ids", "inputs_embeds")), (1, 1))
+        shape = next((tuple(v.shape[:2]) for k, v in inputs.items() if k in ("input_ids", "inputs_embeds")), (1, 1))
+        mask = _check_mask(inputs.get("attention_mask"), shape)
         if 0 in shape:
             return self._empty(shape, packed)
         if self.model.training:  # the caller's own handle on the shared model may have switched it
@@ -120,12 +124,17 @@ class FrozenBackbone(nn.Module):
 
     @contextmanager
     def _capture(self) -> Iterator[dict[Any, torch.Tensor]]:
-        """Forward hooks for the time of one call: the caller's model is left as it was."""
+        """Forward hooks for the time of one call: the caller's model is left as it was.
+
+        They see this thread's call alone: others may run the shared model at the same time.
+        """
         seen: dict[Any, torch.Tensor] = {}
+        thread = threading.get_ident()
 
         def keep(key: Any) -> Any:
             def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-                seen[key] = output[0] if isinstance(output, tuple) else output
+                if threading.get_ident() == thread:
+                    seen[key] = output[0] if isinstance(output, tuple) else output
 
             return hook
 
@@ -179,19 +188,22 @@ def resolve_layers(argument: str, layers: str | Sequence[int], count: int) -> tu
         if layers != "all":
             raise ValueError(f'{argument}: {layers!r} is not allowed; pass "all" or a list of block indices')
         return tuple(range(count))
+    if isinstance(layers, int) or not hasattr(layers, "__iter__"):
+        raise ValueError(f'{argument}: {layers!r} is not a list; pass "all" or a list of block indices')
+    layers = list(layers)
     if not layers:
         raise ValueError(f'{argument}: the list is empty; pass "all" or at least one block index')
     for index in layers:
-        if not isinstance(index, int) or not -count <= index < count:
-            raise ValueError(f"{argument}: {index!r} is out of range; the model has blocks 0 to {count - 1}")
-    return tuple(sorted({index % count for index in layers}))
+        if not hasattr(index, "__index__") or not -count <= operator.index(index) < count:
+            raise ValueError(f"{argument}: {index!r} is not a block; the model has blocks 0 to {count - 1}")
+    return tuple(sorted({operator.index(index) % count for index in layers}))
 
 
-def _check_mask(mask: torch.Tensor | None) -> torch.Tensor | None:
+def _check_mask(mask: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor | None:
     if mask is None:
         return None
-    if mask.dim() != 2:
-        raise ValueError(f"attention_mask: got {mask.dim()} dimensions; pass (B, S), nonzero where a token is")
+    if tuple(mask.shape) != shape:
+        raise ValueError(f"attention_mask: got {tuple(mask.shape)}; pass (B, S) = {shape}, nonzero where a token is")
     return mask.bool()
 
 

@@ -72,13 +72,21 @@ def _load(source: str) -> tuple[nn.Module, Any]:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-        return AutoModel.from_pretrained(source, local_files_only=True).float(), tokenizer
+        return _whole(*AutoModel.from_pretrained(source, local_files_only=True, output_loading_info=True)), tokenizer
     except OSError:
         if Path(source).exists():
             raise
     note(f"{source} is not in the cache; fetching it from Hugging Face")
     tokenizer = AutoTokenizer.from_pretrained(source)
-    return AutoModel.from_pretrained(source).float(), tokenizer
+    return _whole(*AutoModel.from_pretrained(source, output_loading_info=True)), tokenizer
+
+
+def _whole(model: nn.Module, loading: Any) -> nn.Module:
+    """The model in float32; ValueError where weights were missing, which transformers draws at random. A pooler may."""
+    missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise ValueError(f"its files lack {len(missing)} tensors, such as {missing[0]}")
+    return model.float()
 
 
 def _max_length(config: Any, tokenizer: Any) -> int:

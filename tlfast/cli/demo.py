@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -70,6 +71,7 @@ def _folder(out: Path) -> Iterator[Path]:
     """A folder whose content appears in `out` at the end; on failure `out` is as it was."""
     from ..training.folder import RunFolder, writing_to
 
+    _check_free(out)
     existed = out.exists()
     with writing_to(out):
         try:
@@ -81,6 +83,19 @@ def _folder(out: Path) -> Iterator[Path]:
                 with suppress(OSError):  # not made, or somebody else writes there too
                     out.rmdir()
             raise
+
+
+def _check_free(out: Path) -> None:
+    """Refuse to replace what is not an earlier demo's: its names are common ones."""
+    found = [name for name in (DATA, MODEL, REPORT, PICTURE, METRICS) if (out / name).exists()]
+    if not found:
+        return
+    try:
+        ours = json.loads((out / METRICS).read_text(encoding="utf-8"))["title"] == TITLE
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise InputError(f"{out}: has a {found[0]} that is not the demo's; pass another --out")
 
 
 def _run(staging: Path, out: Path, quiet: bool) -> dict[str, Any]:

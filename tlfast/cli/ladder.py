@@ -41,9 +41,9 @@ def train(
     ] = None,
     text_column: Annotated[str, typer.Option(help="Name of the column of texts.")] = "text",
     label_column: Annotated[str, typer.Option(help="Name of the column of labels.")] = "label",
-    pair_column: Annotated[str, typer.Option(help="Name of the column of second texts, where there is one.")] = (
-        "text_pair"
-    ),
+    pair_column: Annotated[
+        str | None, typer.Option(help="Name of the column of second texts; default: text_pair, where there is one.")
+    ] = None,
     reduction: Annotated[int, typer.Option(min=1, help="The side network is this many times narrower.")] = 8,
     epochs: Annotated[int, typer.Option(min=1)] = 3,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
@@ -64,14 +64,19 @@ def train(
     if not test_file.is_file():
         raise InputError(f"{test_file}: there is no such file; check the path")
     settings = training.Settings(epochs, batch_size, rates, seed=seed)
-    columns = training.Columns(text_column, label_column, pair_column)
+    columns = training.Columns(text_column, label_column, pair_column or "text_pair")
     loaded = load_backbone(backbone)
-    task, data = training.prepare(train_file, dev_file, columns, loaded.tokenizer, loaded.max_length, seed, loaded.name)
-    _note_truncated(train_file, data.train.truncated, loaded.max_length)
     frozen = _freeze(loaded, precision)
+    pairs = True if pair_column else None
+    with _settings_of_the_user():  # a tokenizer that cannot pad
+        task, data = training.prepare(
+            train_file, dev_file, columns, loaded.tokenizer, loaded.max_length, seed, loaded.name, pairs
+        )
+    _note_truncated(train_file, data.train.truncated, loaded.max_length)
     identity = {
         "command": "ladder train",
         "backbone": loaded.name,
+        "fingerprint": frozen.fingerprint(),
         "precision": precision,
         "train_sha256": training.file_digest(train_file),
         "dev_sha256": None if dev_file is None else training.file_digest(dev_file),
@@ -79,14 +84,17 @@ def train(
         "ladder": config.to_dict(),
         "training": asdict(settings),
     }
+    test_digest = training.file_digest(test_file)
     run = training.RunFolder(out)
+    if resume and run.finished and run.read_metrics().get("test_sha256") != test_digest:
+        raise InputError(f"{out}: is finished, with another test file; score {test_file} by tlfast ladder eval")
     try:
         with run.session(identity, resume):
             if not run.finished:
                 fit = _fit(frozen, config, data, task, settings, run, resume, as_json)
                 test = _read_test(task, test_file, loaded)
                 metrics = training.results(fit, data, test, settings)
-                metrics |= _cost(fit, data, settings) | {"settings": identity}
+                metrics |= _cost(fit, data, settings) | {"settings": identity, "test_sha256": test_digest}
                 title = f"{train_file.stem}: ladder on {backbone}, reduction {reduction}"
                 training.write_results(run, fit, task, loaded.tokenizer, metrics, title)
     except (training.InterruptedTraining, KeyboardInterrupt):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .model import LadderModel
 
 WEIGHTS, CONFIG, FORMAT = "model.safetensors", "config.json", 1
+_BACKBONE_KEYS = {"name", "model_type", "precision", "fingerprint"}
 
 
 def save(model: LadderModel, folder: Path) -> None:
@@ -80,10 +81,22 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: does not describe a ladder; pass a folder written by tlfast")
     if description["format"] != FORMAT:
         raise ValueError(f"{path}: format {description['format']!r}, this version reads {FORMAT}; upgrade tlfast")
-    unknown = description["ladder"].keys() - {field.name for field in dataclasses.fields(LadderConfig)}
+    _check_parts(path, description)
+    return description
+
+
+def _check_parts(path: Path, description: dict[str, Any]) -> None:
+    """ValueError where a part is not what `save` writes."""
+    settings, backbone = description["ladder"], description["backbone"]
+    if not isinstance(settings, dict) or not isinstance(backbone, dict) or _BACKBONE_KEYS - backbone.keys():
+        raise ValueError(f"{path}: does not describe a ladder; pass a folder written by tlfast")
+    unknown = settings.keys() - {field.name for field in dataclasses.fields(LadderConfig)}
     if unknown:
         raise ValueError(f"{path}: unknown ladder settings {sorted(unknown)}; upgrade tlfast")
-    return description
+    try:
+        LadderConfig(**settings)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}; the file is damaged, save the ladder again") from error
 
 
 def _frozen(backbone: FrozenBackbone | nn.Module | str | Path, saved: dict[str, Any]) -> FrozenBackbone:
@@ -93,7 +106,11 @@ def _frozen(backbone: FrozenBackbone | nn.Module | str | Path, saved: dict[str, 
     if isinstance(backbone, str | Path):
         from transformers import AutoModel
 
-        model = AutoModel.from_pretrained(str(backbone))
+        try:
+            model = AutoModel.from_pretrained(str(backbone)).float()
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"backbone: {str(backbone)!r} cannot be loaded ({reason}); pass another") from error
     return freeze(model, precision=saved["precision"])
 
 

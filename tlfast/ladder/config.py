@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,6 +25,7 @@ class LadderConfig:
     init: "prune" the backbone's blocks structurally, rotate them onto the taps' principal components ("pca"), or
         "random".
     tap_storage: how a tap is kept for the backward pass; "keep": as the backbone gives it.
+    tap_dim: the width k to which a projecting tap storage reduces a tap; "keep" has no use for it.
     dropout: of the side network; None takes the backbone's own probabilities.
     pooling: what a sequence head reads: the masked "mean" or the first ("cls") token.
     blend: mix the backbone's own last hidden state into the head through a trained gate.
@@ -47,18 +50,25 @@ class LadderConfig:
         _one_of("tap_storage", self.tap_storage, TAP_STORAGES)
         if not isinstance(self.reduction, int) or self.reduction < 1:
             raise ValueError(f"reduction: got {self.reduction!r}; pass an integer of at least 1")
-        if not self.gate_temperature > 0:
-            raise ValueError(f"gate_temperature: got {self.gate_temperature!r}; pass a number above 0")
-        if self.tap_dim < 1:
+        if not 0 < self.gate_temperature < math.inf:
+            raise ValueError(f"gate_temperature: got {self.gate_temperature!r}; pass a finite number above 0")
+        if not isinstance(self.tap_dim, int) or self.tap_dim < 1:
             raise ValueError(f"tap_dim: got {self.tap_dim!r}; pass an integer of at least 1")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: got {self.dropout!r}; pass None or a probability in [0, 1)")
-        if not isinstance(self.layers, str):
-            self.layers = [int(index) for index in self.layers]
+        if self.layers != "all":
+            self.layers = _indices(self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON types."""
         return asdict(self)
+
+
+def _indices(layers: Any) -> list[int]:
+    try:
+        return [operator.index(index) for index in layers]
+    except TypeError:
+        raise ValueError(f'layers: got {layers!r}; pass "all" or a list of block indices') from None
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

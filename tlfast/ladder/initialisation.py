@@ -13,6 +13,7 @@ pass through the backbone for its Fisher score.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -103,7 +104,11 @@ class _EnergyHooks:
             handle.remove()
 
     def _add(self, key: tuple[int, str], of_input: bool = False) -> Any:
+        thread = threading.get_ident()  # others may run the shared model at the same time
+
         def hook(_module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            if threading.get_ident() != thread:
+                return
             x = args[0] if of_input else output
             x = x.reshape(-1, x.shape[-1]) if self.mask is None else x[self.mask]
             total = x.double().square().sum(0)

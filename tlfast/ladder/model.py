@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..backbone import BackboneOutput, FrozenBackbone
 from ..backbone.freeze import resolve_layers
@@ -17,6 +16,9 @@ from .config import LadderConfig
 from .heads import PROBLEMS, SequenceHead, problem_type, sequence_loss
 from .initialisation import initialise
 from .side_network import SideNetwork
+
+if TYPE_CHECKING:
+    from transformers.modeling_outputs import SequenceClassifierOutput
 
 TASKS = ("sequence-classification",)
 
@@ -73,6 +75,8 @@ class LadderModel(nn.Module):
 
     def calibrate(self, batches: Iterable[Mapping[str, Any]]) -> None:
         """Set the side network's starting weights from the backbone's and these batches; no backward pass is run."""
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError("calibration: a replica of nn.DataParallel cannot keep it; pass it to LadderModel")
         initialise(self.side, self.backbone, self.ladder_config.init, batches)
         self.calibrated.fill_(True)
         self._ready = True
@@ -87,6 +91,8 @@ class LadderModel(nn.Module):
         labels: torch.Tensor | None = None,
     ) -> SequenceClassifierOutput:
         """transformers' inputs, (B, S) each; labels (B,) classes, or floats for regression. Returns loss and logits."""
+        from transformers.modeling_outputs import SequenceClassifierOutput
+
         given = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -110,7 +116,7 @@ class LadderModel(nn.Module):
         side = self.side(output, key_mask)
         return self.head(side, output.last_hidden_state, mask if key_mask is None else key_mask)
 
-    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+    def save_pretrained(self, folder: str | Path) -> None:
         """Write model.safetensors (side network and head) and config.json, with the backbone's fingerprint."""
         checkpoint.save(self, Path(folder))
 

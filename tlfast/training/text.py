@@ -83,12 +83,14 @@ def prepare(
     max_length: int,
     seed: int,
     backbone: str = "",
+    pairs: bool | None = None,
 ) -> tuple[TextTask, TaskData]:
     """Read and tokenise the training and dev data; without a dev file a seeded tenth of the training data is dev.
 
+    pairs: True: the column of second texts must be there; None: it is read where it is.
     Raises InputError for anything wrong with the files.
     """
-    train = read_examples(train_file, columns.text, columns.label, columns.pair)
+    train = read_examples(train_file, columns.text, columns.label, columns.pair, pairs)
     labels = fit_labels(train)
     task = TextTask(labels, columns, train.pairs is not None, max_length, backbone)
     if dev_file is None:

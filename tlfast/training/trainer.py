@@ -171,7 +171,8 @@ def _run(
 
 def _arguments(data: TaskData, settings: Settings, rate: float, folder: Path) -> TrainingArguments:
     metric, more_is_better = selection_metric(data.regression)
-    steps = math.ceil(len(data.train) / settings.batch_size) * settings.epochs
+    epoch_steps = math.ceil(len(data.train) / settings.batch_size)
+    steps = epoch_steps * settings.epochs
     return TrainingArguments(
         output_dir=str(folder.resolve()),
         num_train_epochs=settings.epochs,
@@ -188,7 +189,7 @@ def _arguments(data: TaskData, settings: Settings, rate: float, folder: Path) ->
         load_best_model_at_end=True,
         metric_for_best_model=metric,
         greater_is_better=more_is_better,
-        logging_steps=max(1, steps // 100),
+        logging_steps=max(1, min(steps // 100, epoch_steps)),  # at least once an epoch
         logging_nan_inf_filter=False,
         label_names=["labels"],
         remove_unused_columns=False,
