@@ -76,7 +76,7 @@ def test_accuracy(benchmark, tmp_path, task):
     benchmark.extra_info["row"] = {
         "what": f"Test accuracy, {task.upper()}, MiniLM-L6, mean of {len(SEEDS)} seeds (training seconds)",
         "ours": f"{100 * mean['ladder']['accuracy']:.1f} % ({mean['ladder']['seconds']:.0f} s)",
-        "peer": f"LoRA r=8 {100 * mean['LoRA']['accuracy']:.1f} % ({mean['LoRA']['seconds']:.0f} s), "
+        "peer": f"LoRA r=8, lr 1e-3 {100 * mean['LoRA']['accuracy']:.1f} % ({mean['LoRA']['seconds']:.0f} s), "
         f"linear probe {100 * mean['probe']['accuracy']:.1f} %",
         "how": "tlfast ladder train --backbone minilm --reduction 4",
     }

@@ -47,9 +47,9 @@ class SideBlock(nn.Module):
     """A post-norm encoder block (attention, add & norm, feed-forward, add & norm) that keeps only narrow tensors.
 
     forward(x, key_mask): x (B, S, R), key_mask (B, S) bool, True where a token is. Returns (B, S, R).
-    Kept for the backward pass: nine tensors of width R (x, queries, keys, values, the heads' output, sum and result of
-    both add & norms) and a few numbers a row. The attention map exists in neither pass; the feed-forward's hidden
-    layer, the widest part, is recomputed.
+    Kept for the backward pass, with the native kernels (CPU, float32): nine tensors of width R (x, queries, keys,
+    values, the heads' output, sum and result of both add & norms) and a few numbers a row. The attention map exists in
+    neither pass; the feed-forward's hidden layer, the widest part, is recomputed.
     Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.1; Devlin et al. 2019 (arXiv 1810.04805), section 3.
     """
 

@@ -97,3 +97,8 @@ def check_dropout(p: float, seed: int | torch.Tensor | None) -> torch.Tensor | N
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed must fit into 64 signed bits, not {seed}")
     return torch.tensor(seed, dtype=torch.int64)
+
+
+def unsigned(seed: torch.Tensor | None) -> int:
+    """The seed as the native library takes it: 64 unsigned bits, 0 where nothing is drawn."""
+    return 0 if seed is None else int(seed.item()) & (2**64 - 1)

@@ -6,6 +6,7 @@ import torch
 
 from ... import _native
 from .._rows import as_float32, as_rows
+from ..dropout import unsigned
 
 
 def forward(
@@ -26,7 +27,7 @@ def forward(
         x_rows.data_ptr(),
         residual_rows.data_ptr(),
         weight.data_ptr(),
-        0 if offset is None else offset.data_ptr(),
+        _native.pointer(offset),
         u.data_ptr(),
         y.data_ptr(),
         mean.data_ptr(),
@@ -37,7 +38,7 @@ def forward(
         residual_rows.stride(0),
         eps,
         dropout_p,
-        _unsigned(seed),
+        unsigned(seed),
         torch.get_num_threads(),
     )
     return y, u, mean, rstd
@@ -65,19 +66,15 @@ def backward(
         mean.data_ptr(),
         rstd.data_ptr(),
         scale.data_ptr(),
-        0 if dx is None else dx.data_ptr(),
+        _native.pointer(dx),
         dresidual.data_ptr(),
         dweight.data_ptr(),
-        0 if dbias is None else dbias.data_ptr(),
+        _native.pointer(dbias),
         rows,
         width,
         dy_rows.stride(0),
         dropout_p,
-        _unsigned(seed),
+        unsigned(seed),
         torch.get_num_threads(),
     )
     return dx, dresidual, dweight, dbias
-
-
-def _unsigned(seed: torch.Tensor | None) -> int:
-    return 0 if seed is None else int(seed.item()) & (2**64 - 1)

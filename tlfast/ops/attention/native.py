@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ... import _native
+from ..dropout import unsigned
 
 
 def forward(
@@ -27,8 +28,8 @@ def forward(
         q.data_ptr(),
         k.data_ptr(),
         v.data_ptr(),
-        _pointer(bias),
-        _pointer(key_mask),
+        _native.pointer(bias),
+        _native.pointer(key_mask),
         out.data_ptr(),
         statistics.data_ptr(),
         *_sizes(q, k, v, bias),
@@ -64,14 +65,14 @@ def backward(
         q.data_ptr(),
         k.data_ptr(),
         v.data_ptr(),
-        _pointer(bias_rows),
-        _pointer(key_mask),
+        _native.pointer(bias_rows),
+        _native.pointer(key_mask),
         out.data_ptr(),
         statistics.data_ptr(),
         dq.data_ptr(),
         dk.data_ptr(),
         dv.data_ptr(),
-        _pointer(dbias),
+        _native.pointer(dbias),
         0 if dbias is None else dbias.shape[0],
         *_sizes(q, k, v, bias_rows),
         *_settings(q.dtype, causal, scale, dropout_p, seed),
@@ -96,10 +97,6 @@ def _bytes(key_mask: torch.Tensor | None) -> torch.Tensor | None:
     return None if key_mask is None else key_mask.contiguous()
 
 
-def _pointer(x: torch.Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
 def _sizes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> tuple[int, ...]:
     batch, queries, heads, head_dim = q.shape
     bias_strides = (0, 0, 0) if bias is None else bias.expand(batch, heads, queries, -1).stride()[:3]
@@ -110,7 +107,4 @@ def _sizes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor
 def _settings(
     dtype: torch.dtype, causal: bool, scale: float, dropout_p: float, seed: torch.Tensor | None
 ) -> tuple[int | float, ...]:
-    native = _native.library()
-    code = {torch.float32: native.F32, torch.float16: native.F16, torch.bfloat16: native.BF16}[dtype]
-    unsigned_seed = 0 if seed is None else int(seed.item()) & (2**64 - 1)
-    return code, int(causal), scale, dropout_p, unsigned_seed, torch.get_num_threads()
+    return _native.dtype_code(dtype), int(causal), scale, dropout_p, unsigned(seed), torch.get_num_threads()
