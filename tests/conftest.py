@@ -66,7 +66,9 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     def poison(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def allocate_poisoned(*args: object, **kwargs: object) -> torch.Tensor:
             out = allocate(*args, **kwargs)
-            return out.fill_(float("nan")) if out.is_floating_point() else out
+            if out.is_floating_point():
+                out.detach().fill_(float("nan"))  # detached: PyTorch itself makes leaves that require grad
+            return out
 
         return allocate_poisoned
 
