@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,10 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("tlfast")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # so a shell starts its background jobs, and Ctrl-C could not be tested there
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # read by now; a pytest that a test starts is not the one these options were meant for
 os.environ.pop("PYTEST_ADDOPTS", None)
