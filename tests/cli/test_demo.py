@@ -25,13 +25,7 @@ from .ladder_runs import save_backbone
 WRITTEN = {"report.md", "metrics.json", "comparison.png", "data", "ladder"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The model is so small that waking a second thread takes longer than its work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

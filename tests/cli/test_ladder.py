@@ -20,14 +20,7 @@ from tlfast.data import InputError
 
 from .ladder_runs import metrics, run, save_backbone, train, write_pairs, write_ratings, write_sentences
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The model is so small that waking a second thread takes longer than its work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers")
@@ -17,14 +16,7 @@ pytest.importorskip("typer")
 
 from .ladder_runs import run, save_backbone, train, write_sentences
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The model is so small that waking a second thread takes longer than its work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -111,10 +111,10 @@ class LadderModel(nn.Module):
 
     def climb(self, output: BackboneOutput, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Logits from a backbone output already at hand: what forward does after the frozen forward."""
-        mask = torch.ones(output.embedding.shape[:2], dtype=torch.bool, device=output.embedding.device)
         key_mask = None if attention_mask is None else attention_mask.bool()
         side = self.side(output, key_mask)
-        return self.head(side, output.last_hidden_state, mask if key_mask is None else key_mask)
+        mask = side.new_ones(side.shape[:2], dtype=torch.bool) if key_mask is None else key_mask
+        return self.head(side, output.last_hidden_state, mask)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model.safetensors (side network and head) and config.json, with the backbone's fingerprint."""
