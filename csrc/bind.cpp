@@ -51,6 +51,8 @@ PYBIND11_MODULE(_C, m) {
   define(m, "attention_backward_cpu", tl_attention_backward_cpu);
   define(m, "add_norm_forward_cpu", tl_add_norm_forward_cpu);
   define(m, "add_norm_backward_cpu", tl_add_norm_backward_cpu);
+  define(m, "dropout_add_forward_cpu", tl_dropout_add_forward_cpu);
+  define(m, "dropout_add_backward_cpu", tl_dropout_add_backward_cpu);
 #ifdef TLFAST_WITH_CUDA
   define(m, "rung_forward_cuda", tl_rung_forward_cuda);
   define(m, "rung_backward_cuda", tl_rung_backward_cuda);

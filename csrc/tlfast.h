@@ -69,18 +69,26 @@ int tl_attention_backward_cpu(const void *dout, const void *q, const void *k, co
                               int64_t v_row, int64_t v_head, int64_t bias_batch, int64_t bias_head, int64_t bias_row,
                               int dtype, int causal, double scale, double dropout_p, uint64_t seed, int threads);
 
-// add_norm, forward:  u = residual + dropout(x),  y = (u - mean) rstd weight + bias over the last dimension.
-//   x and residual (rows, width) with row strides; u and y contiguous; mean and rstd (rows); all fp32; bias may be
-//   null.
+// add_norm and prenorm, forward:  u = residual + dropout(x),  y = (u - mean) rstd weight + bias over the last dimension.
+//   x and residual (rows, width) with row strides; u and y contiguous; mean and rstd (rows); all fp32; bias may be null.
+//   mean null: RMSNorm instead of LayerNorm, y = u rstd weight + bias with rstd from the mean square.
 int tl_add_norm_forward_cpu(const float *x, const float *residual, const float *weight, const float *bias, float *u,
                             float *y, float *mean, float *rstd, int64_t rows, int64_t width, int64_t x_stride,
                             int64_t residual_stride, double eps, double dropout_p, uint64_t seed, int threads);
 
-// add_norm, backward. dx null where dropout_p is 0: it equals dresidual. dbias may be null. Outputs are contiguous.
-int tl_add_norm_backward_cpu(const float *dy, const float *u, const float *mean, const float *rstd,
+// add_norm and prenorm, backward; mean null as in the forward. du, the gradient of u as an output, may be null. dx null
+//   where dropout_p is 0: it equals dresidual. dbias may be null. Outputs are contiguous.
+int tl_add_norm_backward_cpu(const float *du, const float *dy, const float *u, const float *mean, const float *rstd,
                              const float *weight, float *dx, float *dresidual, float *dweight, float *dbias,
-                             int64_t rows, int64_t width, int64_t dy_stride, double dropout_p, uint64_t seed,
-                             int threads);
+                             int64_t rows, int64_t width, int64_t du_stride, int64_t dy_stride, double dropout_p,
+                             uint64_t seed, int threads);
+
+// dropout_add, forward:  z = residual + dropout(x);  backward: dx = dropout(dz) with the same mask, dresidual = dz.
+//   x, residual and dz (rows, width) with row strides; z and dx contiguous; all fp32; p in [0, 1).
+int tl_dropout_add_forward_cpu(const float *x, const float *residual, float *z, int64_t rows, int64_t width,
+                               int64_t x_stride, int64_t residual_stride, double p, uint64_t seed, int threads);
+int tl_dropout_add_backward_cpu(const float *dz, float *dx, int64_t rows, int64_t width, int64_t dz_stride, double p,
+                                uint64_t seed, int threads);
 
 #ifdef TLFAST_WITH_CUDA
 // As on the CPU. In the backward dbias and dalpha are accumulated into and must come zeroed.

@@ -47,7 +47,7 @@ def test_native_kernels_have_the_same_mask_to_the_bit(p, seed):
     rows, width = 77, 101
     expected = keep_mask(p, torch.tensor(seed), torch.arange(rows), width)
     ones, zeros = torch.ones(rows, width), torch.zeros(rows, width)
-    _, u, _, _ = torch.ops.tlfast.add_norm_fwd(ones, zeros, ones[0], None, 1e-5, p, torch.tensor(seed))
+    u, _, _, _ = torch.ops.tlfast.add_norm_fwd(ones, zeros, ones[0], None, 1e-5, "layer", p, torch.tensor(seed))
     assert torch.equal(u != 0, expected)
 
     # scores 0 and values the identity: what comes out is the dropped map itself

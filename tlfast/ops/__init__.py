@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from . import _dispatch
 from .add_norm import IMPLEMENTATIONS as _ADD_NORM
-from .add_norm import add_norm
+from .add_norm import add_norm, prenorm
 from .attention import IMPLEMENTATIONS as _ATTENTION
 from .attention import attention
 from .dropout import dropout
+from .dropout_add import IMPLEMENTATIONS as _DROPOUT_ADD
+from .dropout_add import dropout_add
 from .rung import IMPLEMENTATIONS as _RUNG
 from .rung import rung
 
-__all__ = ["add_norm", "attention", "describe", "dropout", "implementations", "rung"]
+__all__ = ["add_norm", "attention", "describe", "dropout", "dropout_add", "implementations", "prenorm", "rung"]
 
-_IMPLEMENTATIONS = {"rung": _RUNG, "attention": _ATTENTION, "add_norm": _ADD_NORM}
+_IMPLEMENTATIONS = {
+    "rung": _RUNG,
+    "attention": _ATTENTION,
+    "add_norm": _ADD_NORM,
+    "prenorm": _ADD_NORM,
+    "dropout_add": _DROPOUT_ADD,
+}
 
 
 def implementations(op: str) -> dict[str, str]:

@@ -1,3 +1,3 @@
-from .api import IMPLEMENTATIONS, add_norm
+from .api import IMPLEMENTATIONS, add_norm, prenorm
 
-__all__ = ["IMPLEMENTATIONS", "add_norm"]
+__all__ = ["IMPLEMENTATIONS", "add_norm", "prenorm"]

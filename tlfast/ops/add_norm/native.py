@@ -15,14 +15,16 @@ def forward(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     eps: float,
+    norm: str,
     dropout_p: float,
     seed: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """The sum u, y, a row's mean (None with norm="rms", which the kernel takes from its absence) and 1/deviation."""
     x_rows, residual_rows, weight = as_rows(x), as_rows(residual), as_float32(weight)
     offset = None if bias is None else as_float32(bias)
     rows, width = x_rows.shape
-    y, u = torch.empty(x.shape), torch.empty(x.shape)
-    mean, rstd = torch.empty(rows), torch.empty(rows)
+    u, y, rstd = torch.empty(x.shape), torch.empty(x.shape), torch.empty(rows)
+    mean = None if norm == "rms" else torch.empty(rows)
     _native.library().add_norm_forward_cpu(
         x_rows.data_ptr(),
         residual_rows.data_ptr(),
@@ -30,7 +32,7 @@ def forward(
         _native.pointer(offset),
         u.data_ptr(),
         y.data_ptr(),
-        mean.data_ptr(),
+        _native.pointer(mean),
         rstd.data_ptr(),
         rows,
         width,
@@ -41,13 +43,14 @@ def forward(
         unsigned(seed),
         torch.get_num_threads(),
     )
-    return y, u, mean, rstd
+    return u, y, mean, rstd
 
 
 def backward(
+    du: torch.Tensor | None,
     dy: torch.Tensor,
     u: torch.Tensor,
-    mean: torch.Tensor,
+    mean: torch.Tensor | None,
     rstd: torch.Tensor,
     weight: torch.Tensor,
     dropout_p: float,
@@ -56,14 +59,16 @@ def backward(
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """dx (None where it equals dresidual), dresidual, dweight, dbias."""
     dy_rows, scale = as_rows(dy), as_float32(weight)
+    stream = None if du is None else as_rows(du)
     rows, width = dy_rows.shape
     dx = None if seed is None else torch.empty(u.shape)
     dresidual, dweight = torch.empty(u.shape), torch.empty(width)
     dbias = torch.empty(width) if need_dbias else None
     _native.library().add_norm_backward_cpu(
+        _native.pointer(stream),
         dy_rows.data_ptr(),
         u.data_ptr(),
-        mean.data_ptr(),
+        _native.pointer(mean),
         rstd.data_ptr(),
         scale.data_ptr(),
         _native.pointer(dx),
@@ -72,6 +77,7 @@ def backward(
         _native.pointer(dbias),
         rows,
         width,
+        0 if stream is None else stream.stride(0),
         dy_rows.stride(0),
         dropout_p,
         unsigned(seed),

@@ -1,0 +1,58 @@
+// Rows of floats in CPU kernels: their hand-out to threads, and dropout of one with the mask of dropout.h.
+#pragma once
+
+#include <cstdint>
+
+#include "dropout.h"
+#include "parallel.h"
+
+namespace {
+
+// Elements a chunk of rows holds: enough to hide the hand-out, little enough to balance the threads.
+constexpr int64_t CHUNK_ELEMENTS = 8192;
+
+// Calls body(row) for every row; a thread takes a chunk of them at a time.
+template <class Body>
+inline void for_each_row(int64_t rows, int64_t width, int threads, Body body) {
+  if (rows == 0 || width == 0) return;
+  const int64_t chunk_rows = width < CHUNK_ELEMENTS ? CHUNK_ELEMENTS / width : 1;
+  parallel_for((rows + chunk_rows - 1) / chunk_rows, threads, [&](int64_t chunk) {
+    const int64_t first = chunk * chunk_rows, end = first + chunk_rows < rows ? first + chunk_rows : rows;
+    for (int64_t row = first; row < end; ++row) body(row);
+  });
+}
+
+struct Dropout {
+  uint32_t threshold;
+  float kept;  // 1/(1-p), the factor of what stays
+  uint64_t seed;
+  Dropout(double p, uint64_t s)
+      : threshold(tl_dropout_threshold(p)), kept(static_cast<float>(1.0 / (1.0 - p))), seed(s) {}
+};
+
+// sum = residual + dropout(x)
+inline void add_dropped_row(const float *x, const float *residual, float *sum, const Dropout &dropout, int64_t row,
+                            int64_t width) {
+  if (dropout.threshold == 0) {
+#pragma omp simd
+    for (int64_t j = 0; j < width; ++j) sum[j] = residual[j] + x[j];
+    return;
+  }
+  const uint32_t key = tl_dropout_row_key(dropout.seed, static_cast<uint64_t>(row)), threshold = dropout.threshold;
+  const float kept = dropout.kept;
+#pragma omp simd
+  for (int64_t j = 0; j < width; ++j)
+    sum[j] = residual[j] + (tl_dropout_keep(key, static_cast<uint32_t>(j), threshold) ? kept * x[j] : 0.0f);
+}
+
+// dropped = dropout(x)
+inline void drop_row(const float *__restrict x, float *__restrict dropped, const Dropout &dropout, int64_t row,
+                     int64_t width) {
+  const uint32_t key = tl_dropout_row_key(dropout.seed, static_cast<uint64_t>(row)), threshold = dropout.threshold;
+  const float kept = dropout.kept;
+#pragma omp simd
+  for (int64_t j = 0; j < width; ++j)
+    dropped[j] = tl_dropout_keep(key, static_cast<uint32_t>(j), threshold) ? kept * x[j] : 0.0f;
+}
+
+}  // namespace

@@ -1,0 +1,3 @@
+from .api import IMPLEMENTATIONS, dropout_add
+
+__all__ = ["IMPLEMENTATIONS", "dropout_add"]
