@@ -60,7 +60,7 @@ def only_y(*args, **options) -> tuple[None, torch.Tensor]:
 
 
 def results(function: Callable, case: Case, dtype: torch.dtype, used: str, **options) -> dict[str, torch.Tensor | None]:
-    """The outputs named by `used`, "u", "y" or "uy", and the gradients through them, None for what they do not reach."""
+    """The outputs that `used` names ("u", "y" or "uy") and the gradients through them, None where they do not reach."""
     leaves = case.leaves(dtype)
     outputs = dict(zip("uy", function(*leaves, norm=case.norm, **options), strict=True))
     found = torch.autograd.grad(

@@ -12,6 +12,8 @@ namespace TL_ISA {
 
 // The backward sums each of at most so many chunks apart, then those in order: the same bits for any thread count.
 static constexpr int64_t MAX_PARTIAL_SUMS = 64;
+// Rows added up in float before their sum joins the chunk's, in double: as accurate as a pairwise sum.
+static constexpr int64_t BLOCK_ROWS = 8;
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -90,6 +92,28 @@ static void differentiate_row(const float *__restrict du, const float *__restric
   }
 }
 
+// Adds a block's sums to the chunk's and clears them.
+static void flush(float *__restrict block, double *__restrict chunk, int64_t count) {
+#pragma omp simd
+  for (int64_t j = 0; j < count; ++j) {
+    chunk[j] += block[j];
+    block[j] = 0.0f;
+  }
+}
+
+// Adds up the chunks' sums, [chunks, 2, width].
+static void finish_sums(const double *partial, int64_t chunks, int64_t width, float *dweight, float *dbias) {
+  for (int64_t j = 0; j < width; ++j) {
+    double sum_dweight = 0.0, sum_dbias = 0.0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      sum_dweight += partial[2 * chunk * width + j];
+      sum_dbias += partial[(2 * chunk + 1) * width + j];
+    }
+    dweight[j] = static_cast<float>(sum_dweight);
+    if (dbias != nullptr) dbias[j] = static_cast<float>(sum_dbias);
+  }
+}
+
 int tl_add_norm_backward_cpu(const float *du, const float *dy, const float *u, const float *mean, const float *rstd,
                              const float *weight, float *dx, float *dresidual, float *dweight, float *dbias,
                              int64_t rows, int64_t width, int64_t du_stride, int64_t dy_stride, double dropout_p,
@@ -99,31 +123,29 @@ int tl_add_norm_backward_cpu(const float *du, const float *dy, const float *u, c
   const int64_t fewest_rows = (rows + MAX_PARTIAL_SUMS - 1) / MAX_PARTIAL_SUMS;
   const int64_t chunk_rows = larger(larger(1, CHUNK_ELEMENTS / width), fewest_rows);
   const int64_t chunks = (rows + chunk_rows - 1) / chunk_rows;
-  Scratch partial(2 * chunks * width + 1);
-  if (partial.data == nullptr)
-    return tl_fail(TL_OUT_OF_MEMORY, "add_norm: no memory for %lld sums", 2LL * chunks * width);
+  const int64_t sum_size = chunks * 2 * width;
+  Scratch block_memory(sum_size + 1);
+  ScratchOf<double> chunk_memory(sum_size + 1);
+  if (block_memory.data == nullptr || chunk_memory.data == nullptr)
+    return tl_fail(TL_OUT_OF_MEMORY, "add_norm: no memory for %lld sums", static_cast<long long>(sum_size));
   parallel_for(chunks, threads, [&](int64_t chunk) {
-    float *sum_dweight = partial.data + 2 * chunk * width, *sum_dbias = sum_dweight + width;
-    std::memset(sum_dweight, 0, sizeof(float) * 2 * width);
-    for (int64_t i = chunk * chunk_rows; i < smaller(rows, (chunk + 1) * chunk_rows); ++i) {
+    float *block = block_memory.data + chunk * 2 * width;
+    double *chunk_sums = chunk_memory.data + chunk * 2 * width;
+    std::memset(block, 0, sizeof(float) * 2 * width);
+    std::memset(chunk_sums, 0, sizeof(double) * 2 * width);
+    const int64_t end = smaller(rows, (chunk + 1) * chunk_rows);
+    for (int64_t i = chunk * chunk_rows; i < end; ++i) {
       const float *row_du = du == nullptr ? nullptr : du + i * du_stride, *row_dy = dy + i * dy_stride;
       const float *row_u = u + i * width, centre = mean == nullptr ? 0.0f : mean[i];
       float *row_dresidual = dresidual + i * width;
-      RowMeans means = reduce_row(row_dy, row_u, weight, centre, rstd[i], sum_dweight, sum_dbias, width);
+      RowMeans means = reduce_row(row_dy, row_u, weight, centre, rstd[i], block, block + width, width);
+      if (i % BLOCK_ROWS == BLOCK_ROWS - 1 || i == end - 1) flush(block, chunk_sums, 2 * width);
       if (mean == nullptr) means.g = 0.0f;
       differentiate_row(row_du, row_dy, row_u, weight, centre, rstd[i], means, row_dresidual, width);
       if (dx != nullptr) drop_row(row_dresidual, dx + i * width, dropout, i, width);
     }
   });
-  for (int64_t j = 0; j < width; ++j) {
-    double total_dweight = 0.0, total_dbias = 0.0;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      total_dweight += partial.data[2 * chunk * width + j];
-      total_dbias += partial.data[(2 * chunk + 1) * width + j];
-    }
-    dweight[j] = static_cast<float>(total_dweight);
-    if (dbias != nullptr) dbias[j] = static_cast<float>(total_dbias);
-  }
+  finish_sums(chunk_memory.data, chunks, width, dweight, dbias);
   return TL_OK;
 }
 
