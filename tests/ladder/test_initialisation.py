@@ -6,7 +6,7 @@ import torch
 import tlfast
 from tests.models import CONFIGS, batch, digest, tiny
 from tlfast import LadderConfig, LadderModel
-from tlfast.ladder.initialisation import measure
+from tlfast.ladder.moments import measure
 
 
 def make(init, reduction, family="bert", calibration=None):
@@ -34,7 +34,7 @@ def test_pruning_keeps_whole_rows_per_head():
     channels = model.side.rungs[0].weight.argmax(dim=1)
     assert torch.equal(model.side.rungs[0].weight.sum(dim=1), torch.ones(12))
     rows = source.weight[:, channels]
-    ours = model.side.blocks[0].qkv.weight[:12]
+    ours = model.side.blocks[0].attention.qkv.weight[:12]
     found = [(rows == row).all(dim=1).nonzero().item() for row in ours]
     assert [row // 16 for row in found] == [0] * 4 + [1] * 4 + [2] * 4, "four rows of each of the three heads"
 
@@ -61,7 +61,7 @@ def test_moments_ignore_padding():
     backbone, inputs = tlfast.freeze(tiny()), batch((4, 9))
     short = {"input_ids": inputs["input_ids"][:1, :4], "attention_mask": inputs["attention_mask"][:1, :4]}
     long = {"input_ids": inputs["input_ids"][1:], "attention_mask": inputs["attention_mask"][1:]}
-    together, apart = measure(backbone, [inputs]), measure(backbone, [short, long])
+    together, apart = (measure(backbone, batches)["encoder"] for batches in ([inputs], [short, long]))
     assert together.count == apart.count == 13
     torch.testing.assert_close(together.covariance, apart.covariance, rtol=1e-5, atol=1e-7)
     for key, value in together.energy.items():
@@ -85,7 +85,9 @@ def test_the_first_batch_calibrates_once(init):
 def test_random_needs_no_batch_and_inits_differ():
     assert make("random", 4).calibrated
     inputs = batch((9, 9))
-    weights = [make(init, 4, calibration=[inputs]).side.blocks[0].qkv.weight for init in ("random", "prune", "pca")]
+    weights = [
+        make(init, 4, calibration=[inputs]).side.blocks[0].attention.qkv.weight for init in ("random", "prune", "pca")
+    ]
     assert not any(torch.equal(weights[i], weights[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
 

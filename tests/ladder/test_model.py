@@ -26,11 +26,11 @@ def plain_logits(model, inputs):
     for tap, rung, block in zip(output.taps, model.side.rungs, model.side.blocks, strict=True):
         mu = torch.sigmoid(rung.alpha / 0.1)
         x = mu * s + (1 - mu) * (tap @ rung.weight.T + rung.bias)
-        heads = block.spec.heads
-        q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in block.qkv(x).chunk(3, dim=-1))
+        heads, mlp = block.spec.heads, block.feed_forward
+        q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in block.attention.qkv(x).chunk(3, dim=-1))
         attended = torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + bias, dim=-1) @ v
-        x = block.attention_norm(x + block.attention_output(attended.transpose(1, 2).flatten(-2)))
-        s = block.feed_forward_norm(x + block.down(F.gelu(block.up(x))))
+        x = block.attention_norm(x + block.attention.output(attended.transpose(1, 2).flatten(-2)))
+        s = block.feed_forward_norm(x + mlp.down(F.gelu(mlp.up(x))))
     s, weights = model.side.norm(s), mask.double() / mask.sum(1, keepdim=True)
     head = model.head
     side, own = head.up((weights[..., None] * s).sum(1)), (weights[..., None] * output.last_hidden_state).sum(1)

@@ -1,6 +1,7 @@
 """A frozen model and the activations ("taps") it gives away."""
 
 from .fingerprint import fingerprint
-from .freeze import BackboneOutput, FrozenBackbone, freeze
+from .freeze import freeze, resolve_layers
+from .frozen import BackboneOutput, EncoderDecoderOutput, FrozenBackbone
 
-__all__ = ["BackboneOutput", "FrozenBackbone", "fingerprint", "freeze"]
+__all__ = ["BackboneOutput", "EncoderDecoderOutput", "FrozenBackbone", "fingerprint", "freeze", "resolve_layers"]

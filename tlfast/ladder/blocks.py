@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..backbone.families import BlockSpec
-from ..ops import add_norm, attention
+from ..backbone.parts import BlockSpec
+from ..ops import add_norm, dropout_add, prenorm
+from .attention import Rotation, SideAttention, SideCrossAttention
 
 ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": F.relu,
     "silu": F.silu,
     "swish": F.silu,
@@ -27,66 +31,136 @@ def reduced(spec: BlockSpec, reduction: int, dropout: float | None = None) -> Bl
 
     Raises ValueError, with the reductions that fit, where widths or heads do not divide.
     """
+    least = 2 if spec.positions == "rotary" else 1  # rotations turn pairs of channels
 
     def fits(r: int) -> bool:
-        return spec.width % r == 0 and spec.hidden % r == 0 and (spec.width // r) % spec.heads == 0
+        return spec.width % r == 0 and spec.hidden % r == 0 and spec.head_dim % (least * r) == 0
 
     if not fits(reduction):
         allowed = [r for r in range(1, spec.width + 1) if fits(r)]
         raise ValueError(
             f"reduction: {reduction} does not divide a block of width {spec.width}, feed-forward {spec.hidden} and "
-            f"{spec.heads} heads; allowed: {', '.join(map(str, allowed))}"
+            f"{spec.heads} heads of {spec.head_dim} channels; allowed: {', '.join(map(str, allowed))}"
         )
-    narrow = dataclasses.replace(spec, width=spec.width // reduction, hidden=spec.hidden // reduction)
+    narrow = dataclasses.replace(
+        spec,
+        width=spec.width // reduction,
+        hidden=spec.hidden // reduction,
+        head_dim=spec.head_dim // reduction,
+    )
     if dropout is None:
         return narrow
     return dataclasses.replace(narrow, hidden_dropout=dropout, attention_dropout=dropout)
 
 
-class SideBlock(nn.Module):
-    """A post-norm encoder block (attention, add & norm, feed-forward, add & norm) that keeps only narrow tensors.
-
-    forward(x, key_mask): x (B, S, R), key_mask (B, S) bool, True where a token is. Returns (B, S, R).
-    Kept for the backward pass, with the native kernels (CPU, float32): nine tensors of width R (x, queries, keys,
-    values, the heads' output, sum and result of both add & norms) and a few numbers a row. The attention map exists in
-    neither pass; the feed-forward's hidden layer, the widest part, is recomputed.
-    Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.1; Devlin et al. 2019 (arXiv 1810.04805), section 3.
-    """
+class SideFeedForward(nn.Module):
+    """down(act(up x)), or down(act(gate x) * up x). forward(x): (B, S, R); its hidden layer is not kept."""
 
     def __init__(self, spec: BlockSpec) -> None:
         super().__init__()
         if spec.activation not in ACTIVATIONS:
             raise ValueError(f"activation: {spec.activation!r} is not available; allowed: {', '.join(ACTIVATIONS)}")
-        self.spec = spec
-        self.qkv = nn.Linear(spec.width, 3 * spec.width)
-        self.attention_output = nn.Linear(spec.width, spec.width)
-        self.attention_norm = nn.LayerNorm(spec.width, eps=spec.eps)
-        self.up = nn.Linear(spec.width, spec.hidden)
-        self.down = nn.Linear(spec.hidden, spec.width)
-        self.feed_forward_norm = nn.LayerNorm(spec.width, eps=spec.eps)
-        for linear in (self.qkv, self.attention_output, self.up, self.down):
-            nn.init.normal_(linear.weight, std=0.02)
-            nn.init.zeros_(linear.bias)
+        self.activation = ACTIVATIONS[spec.activation]
+        self.up = nn.Linear(spec.width, spec.hidden, bias=spec.bias)
+        self.gate = nn.Linear(spec.width, spec.hidden, bias=spec.bias) if spec.gated else None
+        self.down = nn.Linear(spec.hidden, spec.width, bias=spec.bias)
 
-    def forward(self, x: torch.Tensor, key_mask: torch.Tensor | None = None) -> torch.Tensor:
-        # drawn here, so that recomputing draws nothing
-        seeds = torch.randint(2**62, (3,)) if self.training else torch.zeros(3, dtype=torch.int64)
-        x = self._add_norm(self._attend(x, key_mask, seeds[0]), x, self.attention_norm, seeds[1])
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            return self._compute(x)
         # recomputing ends at the last product's input: the product itself runs once
-        hidden = checkpoint(self._feed_forward, x, use_reentrant=False, preserve_rng_state=False)
-        return self._add_norm(hidden, x, self.feed_forward_norm, seeds[2])
+        return checkpoint(self._compute, x, use_reentrant=False, preserve_rng_state=False)
 
-    def _attend(self, x: torch.Tensor, key_mask: torch.Tensor | None, seed: torch.Tensor) -> torch.Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.spec.heads, -1)).unbind(-3)
-        dropout_p = self.spec.attention_dropout if self.training else 0.0
-        heads = attention(q, k, v, key_mask=key_mask, dropout_p=dropout_p, seed=seed)
-        return self.attention_output(heads.flatten(-2))
+    def _compute(self, x: torch.Tensor) -> torch.Tensor:
+        if self.gate is None:
+            return self.down(self.activation(self.up(x)))
+        return self.down(self.activation(self.gate(x)) * self.up(x))
 
-    def _feed_forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(ACTIVATIONS[self.spec.activation](self.up(x)))
 
-    def _add_norm(
-        self, x: torch.Tensor, residual: torch.Tensor, norm: nn.LayerNorm, seed: torch.Tensor
+class SideBlock(nn.Module):
+    """A transformer block (attention, cross-attention in a decoder, feed-forward) that keeps only narrow tensors.
+
+    forward(x, key_mask): x (B, S, R), key_mask (B, S) bool, True where a token is. Returns (B, S, R). The other
+    arguments are those of `SideAttention` and `SideCrossAttention`; cache and memory_cache hold what they keep.
+    Kept for the backward pass, with the native kernels (CPU, float32): nine tensors of width R (x, queries, keys,
+    values, the heads' output, and sum and norm around both layers) and a few numbers a row. The attention map exists
+    in neither pass; the feed-forward's hidden layer, the widest part, is recomputed.
+    Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.1, for norms behind the layers; Xiong et al. 2020 (arXiv
+    2002.04745) for norms before them.
+    """
+
+    def __init__(self, spec: BlockSpec, memory_width: int | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.attention = SideAttention(spec)
+        self.attention_norm = _norm(spec)
+        self.cross_attention = SideCrossAttention(spec, memory_width or spec.width) if spec.cross else None
+        self.cross_attention_norm = _norm(spec) if spec.cross else None
+        self.feed_forward = SideFeedForward(spec)
+        self.feed_forward_norm = _norm(spec)
+        sandwich = spec.placement == "sandwich"
+        self.attention_output_norm = _norm(spec) if sandwich else nn.Identity()
+        self.feed_forward_output_norm = _norm(spec) if sandwich else nn.Identity()
+        for linear in (module for module in self.modules() if isinstance(module, nn.Linear)):
+            nn.init.normal_(linear.weight, std=0.02)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        key_mask: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+        rotation: Rotation | None = None,
+        memory: torch.Tensor | None = None,
+        memory_mask: torch.Tensor | None = None,
+        cache: Any = None,
+        memory_cache: Any = None,
     ) -> torch.Tensor:
+        # drawn here, so that recomputing draws nothing
+        count = 5 if self.spec.cross else 3
+        seeds = torch.randint(2**62, (count,)) if self.training else torch.zeros(count, dtype=torch.int64)
+        dropout_p = self.spec.attention_dropout if self.training else 0.0
+
+        def attend(y: torch.Tensor) -> torch.Tensor:
+            return self.attention_output_norm(self.attention(y, key_mask, bias, rotation, dropout_p, seeds[0], cache))
+
+        layers = [(attend, self.attention_norm, seeds[1])]
+        if self.cross_attention is not None and self.cross_attention_norm is not None:
+            cross = self.cross_attention
+
+            def look(y: torch.Tensor) -> torch.Tensor:
+                assert memory is not None
+                return cross(y, memory, memory_mask, dropout_p, seeds[3], memory_cache)
+
+            layers.append((look, self.cross_attention_norm, seeds[4]))
+        layers.append((lambda y: self.feed_forward_output_norm(self.feed_forward(y)), self.feed_forward_norm, seeds[2]))
+        return self._post_norm(x, layers) if self.spec.placement == "post" else self._pre_norm(x, layers)
+
+    def _post_norm(self, x: torch.Tensor, layers: list[Any]) -> torch.Tensor:
+        """x = norm(x + layer(x))."""
+        for layer, norm, seed in layers:
+            x = add_norm(layer(x), x, norm.weight, _bias(norm), seed=seed, **self._settings())
+        return x
+
+    def _pre_norm(self, x: torch.Tensor, layers: list[Any]) -> torch.Tensor:
+        """x = x + layer(norm(x)); a layer's sum and the next one's norm are one operation."""
+        y = layers[0][1](x)
+        for (layer, _, seed), (_, norm, _) in itertools.pairwise(layers):
+            x, y = prenorm(layer(y), x, norm.weight, _bias(norm), seed=seed, **self._settings())
+        layer, _, seed = layers[-1]
+        return dropout_add(layer(y), x, self._settings()["dropout_p"], seed)
+
+    def _settings(self) -> dict[str, Any]:
         dropout_p = self.spec.hidden_dropout if self.training else 0.0
-        return add_norm(x, residual, norm.weight, norm.bias, eps=norm.eps, dropout_p=dropout_p, seed=seed)
+        return {"eps": self.spec.eps, "norm": self.spec.norm, "dropout_p": dropout_p}
+
+
+def _norm(spec: BlockSpec) -> nn.Module:
+    if spec.norm == "rms":
+        return nn.RMSNorm(spec.width, eps=spec.eps)
+    return nn.LayerNorm(spec.width, eps=spec.eps)
+
+
+def _bias(norm: Any) -> torch.Tensor | None:
+    return getattr(norm, "bias", None)

@@ -18,8 +18,9 @@ from .config import LadderConfig
 if TYPE_CHECKING:
     from .model import LadderModel
 
-WEIGHTS, CONFIG, FORMAT = "model.safetensors", "config.json", 1
-_BACKBONE_KEYS = {"name", "model_type", "precision", "fingerprint"}
+WEIGHTS, CONFIG, FORMAT = "model.safetensors", "config.json", 2
+_BACKBONE_KEYS = {"name", "model_type", "precision", "fingerprint", "lm_head", "blocks"}
+_LOADERS = {"causal-lm": "AutoModelForCausalLM", "seq2seq-lm": "AutoModelForSeq2SeqLM"}
 
 
 def save(model: LadderModel, folder: Path) -> None:
@@ -31,12 +32,14 @@ def save(model: LadderModel, folder: Path) -> None:
         "task": model.task,
         "num_labels": model.num_labels,
         "problem_type": model.problem_type,
-        "ladder": {**model.ladder_config.to_dict(), "layers": list(backbone.tap_indices)},
+        "ladder": model.ladder_config.to_dict() | _layers(backbone),
         "backbone": {
             "name": backbone.name,
-            "model_type": backbone.config.model_type,
+            "model_type": backbone.model_type,
             "precision": backbone.precision,
             "fingerprint": backbone.fingerprint(),
+            "lm_head": _head_fingerprint(model),
+            "blocks": None if backbone.stack.parts is not None else backbone.stack.path,
         },
     }
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -51,10 +54,23 @@ def save(model: LadderModel, folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def _layers(backbone: FrozenBackbone) -> dict[str, Any]:
+    """The kept blocks, as LadderConfig takes them."""
+    if not backbone.is_encoder_decoder:
+        return {"layers": list(backbone.tap_indices)}
+    return {"layers": list(backbone.stacks["encoder"].taps), "decoder_layers": list(backbone.tap_indices)}
+
+
+def _head_fingerprint(model: LadderModel) -> str | None:
+    """What identifies the frozen language-model head that the ladder writes through; None for a classifier."""
+    lm_head = None if model.num_labels is not None else model.backbone.lm_head
+    return None if lm_head is None else lm_head.fingerprint()
+
+
 def load(cls: type[LadderModel], folder: Path, backbone: FrozenBackbone | nn.Module | str | Path) -> LadderModel:
     """Rebuild a saved ladder on its backbone, after checking that it is the same backbone."""
     description = read_config(folder)
-    frozen = _frozen(backbone, description["backbone"])
+    frozen = _frozen(backbone, description)
     _check_fingerprint(folder, frozen, description["backbone"])
     model = cls(
         frozen,
@@ -63,6 +79,7 @@ def load(cls: type[LadderModel], folder: Path, backbone: FrozenBackbone | nn.Mod
         config=LadderConfig(**description["ladder"]),
         problem_type=description["problem_type"],
     )
+    _check_head(folder, model, description["backbone"])
     _load_weights(model, folder / WEIGHTS)
     return model.eval()
 
@@ -99,24 +116,38 @@ def _check_parts(path: Path, description: dict[str, Any]) -> None:
         raise ValueError(f"{path}: {error}; the file is damaged, save the ladder again") from error
 
 
-def _frozen(backbone: FrozenBackbone | nn.Module | str | Path, saved: dict[str, Any]) -> FrozenBackbone:
+def _frozen(backbone: FrozenBackbone | nn.Module | str | Path, description: dict[str, Any]) -> FrozenBackbone:
     if isinstance(backbone, FrozenBackbone):
-        return backbone.with_taps(range(len(backbone.blocks)))
+        stacks = backbone.stacks
+        encoder = range(len(stacks["encoder"].blocks)) if backbone.is_encoder_decoder else None
+        return backbone.with_taps(range(len(backbone.blocks)), encoder)
     model: Any = backbone
     if isinstance(backbone, str | Path):
-        from transformers import AutoModel
+        import transformers
 
+        loader = getattr(transformers, _LOADERS.get(description["task"], "AutoModel"))
         try:
-            model = AutoModel.from_pretrained(str(backbone)).float()
+            model = loader.from_pretrained(str(backbone)).float()
         except OSError as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"backbone: {str(backbone)!r} cannot be loaded ({reason}); pass another") from error
-    return freeze(model, precision=saved["precision"])
+    return freeze(model, precision=description["backbone"]["precision"], blocks=description["backbone"]["blocks"])
+
+
+def _check_head(folder: Path, model: LadderModel, saved: dict[str, Any]) -> None:
+    found = _head_fingerprint(model)
+    if found == saved["lm_head"]:
+        return
+    what = {"tied": "the embedding's weights"}
+    raise ValueError(
+        f"backbone: its language-model head is {what.get(str(found), 'one of its own')}, the ladder in {folder} was "
+        f"trained on {what.get(str(saved['lm_head']), 'another one')}; pass that model"
+    )
 
 
 def _check_fingerprint(folder: Path, backbone: FrozenBackbone, saved: dict[str, Any]) -> None:
     if backbone.fingerprint() != saved["fingerprint"]:
-        given = backbone.name or f"this {backbone.config.model_type} model"
+        given = backbone.name or f"this {backbone.model_type} model"
         raise ValueError(
             f"backbone: the weights of {given} are not those the ladder in {folder} was trained on "
             f"({saved['name'] or saved['model_type']}); pass that backbone"

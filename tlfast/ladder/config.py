@@ -10,7 +10,7 @@ from typing import Any
 
 INITS = ("prune", "pca", "random")
 GATES = ("scalar", "channel")
-POOLINGS = ("mean", "cls")
+POOLINGS = ("mean", "cls", "last")
 TAP_STORAGES = ("keep",)
 
 
@@ -23,12 +23,14 @@ class LadderConfig:
     gate_temperature: T of mu = sigmoid(alpha / T).
     gate: one alpha a rung ("scalar", as in the paper) or one a side channel ("channel").
     init: "prune" the backbone's blocks structurally, rotate them onto the taps' principal components ("pca"), or
-        "random".
+        "random". Of a model the table of families does not know, only the rungs start from the backbone.
     tap_storage: how a tap is kept for the backward pass; "keep": as the backbone gives it.
     tap_dim: the width k to which a projecting tap storage reduces a tap; "keep" has no use for it.
     dropout: of the side network; None takes the backbone's own probabilities.
-    pooling: what a sequence head reads: the masked "mean" or the first ("cls") token.
-    blend: mix the backbone's own last hidden state into the head through a trained gate.
+    pooling: what a sequence head reads: the masked "mean", the first ("cls") or the "last" token.
+    blend: let the head read the backbone's own last hidden state too: a classifier through a trained gate, a language
+        model as a sum.
+    decoder_layers: as layers, for an encoder-decoder's decoder; None: as layers.
     Raises ValueError naming the setting, what was given and what is allowed.
     """
 
@@ -42,6 +44,7 @@ class LadderConfig:
     dropout: float | None = None
     pooling: str = "mean"
     blend: bool = True
+    decoder_layers: str | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         _one_of("init", self.init, INITS)
@@ -57,18 +60,20 @@ class LadderConfig:
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: got {self.dropout!r}; pass None or a probability in [0, 1)")
         if self.layers != "all":
-            self.layers = _indices(self.layers)
+            self.layers = _indices("layers", self.layers)
+        if self.decoder_layers not in (None, "all"):
+            self.decoder_layers = _indices("decoder_layers", self.decoder_layers)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON types."""
         return asdict(self)
 
 
-def _indices(layers: Any) -> list[int]:
+def _indices(name: str, layers: Any) -> list[int]:
     try:
         return [operator.index(index) for index in layers]
     except TypeError:
-        raise ValueError(f'layers: got {layers!r}; pass "all" or a list of block indices') from None
+        raise ValueError(f'{name}: got {layers!r}; pass "all" or a list of block indices') from None
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

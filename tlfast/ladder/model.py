@@ -9,29 +9,37 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..backbone import BackboneOutput, FrozenBackbone
-from ..backbone.freeze import resolve_layers
-from . import checkpoint
+from ..backbone import BackboneOutput, EncoderDecoderOutput, FrozenBackbone, resolve_layers
+from ..backbone.stack import Stack
+from . import checkpoint, generation, tasks
+from .cache import SideCache
 from .config import LadderConfig
-from .heads import PROBLEMS, SequenceHead, problem_type, sequence_loss
+from .heads import LanguageHead, SequenceHead, TokenHead
 from .initialisation import initialise
+from .losses import next_token_labels, problem_type, sequence_loss, shifted_right, token_loss
 from .side_network import SideNetwork
 
 if TYPE_CHECKING:
-    from transformers.modeling_outputs import SequenceClassifierOutput
+    from transformers.utils import ModelOutput
 
-TASKS = ("sequence-classification",)
+# What transformers' generation passes to every model and a ladder has no use for.
+_WITHOUT_MEANING = {"use_cache", "return_dict", "output_attentions", "output_hidden_states", "decoder_position_ids"}
 
 
 class LadderModel(nn.Module):
     """A ladder on a frozen backbone. Only the side network and the head require grad.
 
-    backbone: from `tlfast.freeze`. task: "sequence-classification", which covers regression (num_labels=1).
-    num_labels: outputs of the head. config: a LadderConfig; its layers must be among the backbone's taps.
+    backbone: from `tlfast.freeze`. task: "sequence-classification", which covers regression (num_labels=1) and
+        multi-label; "token-classification"; "image-classification"; "causal-lm" and "seq2seq-lm", which need a
+        backbone frozen with its language-model head.
+    num_labels: outputs of a classifier; the language models have none. config: a LadderConfig; its layers must be
+        among the backbone's taps.
     calibration: batches (dicts of model inputs) from which init="prune" and "pca" take their statistics; None takes
         the first batch the model sees. problem_type: as in transformers; None infers it from the labels.
-    Works in transformers.Trainer as it is; state_dict() and checkpoints hold no backbone weights.
-    Raises ValueError for an unknown task, layers that are not tapped, or a reduction that does not divide the block.
+    Works in transformers.Trainer as it is; state_dict() and checkpoints hold no backbone weights. Under
+    DistributedDataParallel only the side network's gradients travel.
+    Raises ValueError for an unknown task or one that does not fit the backbone, layers that are not tapped, or a
+    reduction that does not divide the block.
     Source: Sung et al. 2022, "LST: Ladder Side-Tuning" (arXiv 2206.06522).
     """
 
@@ -41,32 +49,44 @@ class LadderModel(nn.Module):
         self,
         backbone: FrozenBackbone,
         task: str = "sequence-classification",
-        num_labels: int = 2,
+        num_labels: int | None = 2,
         config: LadderConfig | None = None,
         calibration: Iterable[Mapping[str, Any]] | None = None,
         problem_type: str | None = None,
     ) -> None:
         super().__init__()
-        _check(backbone, task, num_labels, problem_type)
+        tasks.check(backbone, task, num_labels, problem_type)
         self.ladder_config = config or LadderConfig()
-        self.task, self.num_labels, self.problem_type = task, num_labels, problem_type
+        self.task, self.problem_type = task, problem_type
+        self.num_labels = num_labels if task in tasks.CLASSIFICATION else None
         self.backbone = _tapped(backbone, self.ladder_config)
-        self.side = SideNetwork(self.backbone, self.ladder_config)
-        spec, rate = backbone.block_spec, self.ladder_config.dropout
-        self.head = SequenceHead(
-            spec.width,
-            self.side.norm.normalized_shape[0],
-            num_labels,
-            self.ladder_config,
-            spec.hidden_dropout if rate is None else rate,
-        )
+        self.side_encoder = None
+        if self.backbone.is_encoder_decoder:
+            self.side_encoder = SideNetwork(self.backbone.stacks["encoder"], self.ladder_config)
+        memory_width = None if self.side_encoder is None else self.side_encoder.width
+        self.side = SideNetwork(self.backbone.stack, self.ladder_config, memory_width)
+        self.head = self._make_head()
         self.register_buffer("calibrated", torch.tensor(self.ladder_config.init == "random"))
         self._ready = self.ladder_config.init == "random"
         self.register_state_dict_post_hook(_drop_backbone)
         self.register_load_state_dict_post_hook(_after_load)
+        # DistributedDataParallel neither sends these nor waits for their gradients
+        self._ddp_params_and_buffers_to_ignore = [
+            f"backbone.{name}" for name in (*dict(backbone.named_parameters()), *dict(backbone.named_buffers()))
+        ]
         self.to(next(backbone.parameters()).device)
         if calibration is not None:
             self.calibrate(calibration)
+
+    def _make_head(self) -> nn.Module:
+        config, spec = self.ladder_config, self.backbone.block_spec
+        if self.num_labels is None:
+            lm_head = self.backbone.lm_head
+            assert lm_head is not None  # checked with the task
+            return LanguageHead(lm_head.width, self.side.width, config)
+        dropout = spec.hidden_dropout if config.dropout is None else config.dropout
+        head = TokenHead if self.task == "token-classification" else SequenceHead
+        return head(self.backbone.output_width, self.side.width, self.num_labels, config, dropout)
 
     @property
     def config(self) -> Any:
@@ -77,7 +97,11 @@ class LadderModel(nn.Module):
         """Set the side network's starting weights from the backbone's and these batches; no backward pass is run."""
         if getattr(self, "_is_replica", False):
             raise RuntimeError("calibration: a replica of nn.DataParallel cannot keep it; pass it to LadderModel")
-        initialise(self.side, self.backbone, self.ladder_config.init, batches)
+        sides = {self.backbone.stack.name: self.side}
+        if self.side_encoder is not None:
+            sides = {"encoder": self.side_encoder, **sides}
+            batches = (self._with_decoder_inputs(dict(batch)) for batch in batches)
+        initialise(sides, self.backbone, self.ladder_config.init, batches)
         self.calibrated.fill_(True)
         self._ready = True
 
@@ -88,33 +112,131 @@ class LadderModel(nn.Module):
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        encoder_outputs: Any = None,
         labels: torch.Tensor | None = None,
-    ) -> SequenceClassifierOutput:
-        """transformers' inputs, (B, S) each; labels (B,) classes, or floats for regression. Returns loss and logits."""
-        from transformers.modeling_outputs import SequenceClassifierOutput
+        past_key_values: Any = None,
+        cache: Any = None,
+        logits_to_keep: int = 0,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        **others: Any,
+    ) -> ModelOutput:
+        """transformers' inputs; labels by task. Returns a transformers ModelOutput with loss and logits.
 
+        labels: (B,) classes, floats for regression, (B, num_labels) floats for multi-label; (B, S) classes for tokens;
+            (B, S) token ids for causal-lm, which are shifted here; (B, T) target ids for seq2seq-lm, from which the
+            decoder's inputs are made. -100 is ignored wherever labels are tokens.
+        logits_to_keep: give logits of that many last positions; 0 for all. past_key_values (cache, as transformers 5.20
+            calls it): a transformers cache, which then holds the side network's keys and values too.
+        num_items_in_batch: how many labels an optimizer step has in all its batches; Trainer passes it.
+        """
+        unknown = sorted(set(others) - _WITHOUT_MEANING)
+        if unknown:
+            raise TypeError(f"{unknown[0]}: a ladder has no such input; it takes those of its backbone and labels")
         given = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "token_type_ids": token_type_ids,
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
+            "pixel_values": pixel_values,
+            "decoder_input_ids": decoder_input_ids,
+            "decoder_attention_mask": decoder_attention_mask,
+            "decoder_inputs_embeds": decoder_inputs_embeds,
         }
         inputs = {name: value for name, value in given.items() if value is not None}
+        if labels is not None and self.side_encoder is not None:
+            inputs = self._with_decoder_inputs(inputs | {"labels": labels})
+            inputs.pop("labels")
         if not self._ready:
             self.calibrate([inputs])
-        logits = self.climb(self.backbone(**inputs), attention_mask)
-        if labels is None:
-            return SequenceClassifierOutput(logits=logits)
-        problem = problem_type(labels, self.num_labels, self.problem_type)
-        return SequenceClassifierOutput(loss=sequence_loss(logits, labels, problem), logits=logits)
+        past = cache if cache is not None else past_key_values
+        side, last = self._states(inputs, encoder_outputs, past)
+        if logits_to_keep:
+            side, last = side[:, -logits_to_keep:], last[:, -logits_to_keep:]
+        logits = self._logits(side, last, attention_mask)
+        loss = None if labels is None else self._loss(logits, labels, num_items_in_batch)
+        return _output_class(self.task)(loss=loss, logits=logits)
 
-    def climb(self, output: BackboneOutput, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def climb(
+        self,
+        output: BackboneOutput | EncoderDecoderOutput,
+        attention_mask: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Logits from a backbone output already at hand: what forward does after the frozen forward."""
-        key_mask = None if attention_mask is None else attention_mask.bool()
-        side = self.side(output, key_mask)
-        mask = side.new_ones(side.shape[:2], dtype=torch.bool) if key_mask is None else key_mask
-        return self.head(side, output.last_hidden_state, mask)
+        key_mask = _bool(attention_mask)
+        if isinstance(output, EncoderDecoderOutput):
+            assert self.side_encoder is not None
+            memory = self.side_encoder(output.encoder, key_mask)
+            side = self.side(output.decoder, _bool(decoder_attention_mask), memory=memory, memory_mask=key_mask)
+            return self._logits(side, output.decoder.last_hidden_state, None)
+        return self._logits(self.side(output, key_mask, position_ids), output.last_hidden_state, attention_mask)
+
+    def encode(self, **inputs: Any) -> tuple[BackboneOutput, torch.Tensor]:
+        """The encoder half of an encoder-decoder: the backbone's output and the side encoder's, (B, M, R)."""
+        assert self.side_encoder is not None
+        output = self.backbone.encode(**inputs)
+        return output, self.side_encoder(output, _bool(inputs.get("attention_mask")))
+
+    def _states(self, inputs: dict[str, Any], encoder_outputs: Any, past: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the head reads: the side network's output and the backbone's last hidden state."""
+        side_cache = None if past is None else SideCache(past, len(self.backbone.blocks))
+        if self.side_encoder is None:
+            output = self.backbone(cache=past, **inputs)
+            key_mask = _bool(inputs.get("attention_mask"))
+            return self.side(output, key_mask, inputs.get("position_ids"), cache=side_cache), output.last_hidden_state
+        decoder_inputs = {name: inputs.pop(name) for name in list(inputs) if name.startswith("decoder_")}
+        mask = inputs.get("attention_mask")
+        if encoder_outputs is None:
+            encoder, memory = self.encode(**inputs)
+            hidden = encoder.last_hidden_state
+        else:
+            hidden, memory = encoder_outputs.last_hidden_state, encoder_outputs.side_hidden_state
+        output = self.backbone.decode(hidden, mask, cache=past, **decoder_inputs)
+        key_mask = _bool(decoder_inputs.get("decoder_attention_mask"))
+        side = self.side(output, key_mask, memory=memory, memory_mask=_bool(mask), cache=side_cache)
+        return side, output.last_hidden_state
+
+    def _logits(self, side: torch.Tensor, last: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        if self.num_labels is None:
+            lm_head = self.backbone.lm_head
+            assert lm_head is not None  # checked with the task
+            return lm_head(self.head(side, last))
+        mask = _bool(attention_mask)
+        return self.head(side, last, side.new_ones(side.shape[:2], dtype=torch.bool) if mask is None else mask)
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor, num_items: int | torch.Tensor | None) -> torch.Tensor:
+        if self.task == "causal-lm":
+            return token_loss(logits, next_token_labels(labels), num_items)
+        if self.task in ("seq2seq-lm", "token-classification"):
+            return token_loss(logits, labels, num_items)
+        assert self.num_labels is not None
+        problem = self.problem_type if self.task == "sequence-classification" else "single_label_classification"
+        return sequence_loss(logits, labels, problem_type(labels, self.num_labels, problem))
+
+    def _with_decoder_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Decoder inputs made from the labels, as transformers does, where the batch has none."""
+        labels = inputs.get("labels")
+        if labels is None or "decoder_input_ids" in inputs or "decoder_inputs_embeds" in inputs:
+            return inputs
+        pad = getattr(self.config, "pad_token_id", None) or 0
+        start = getattr(self.config, "decoder_start_token_id", None)
+        if start is None:  # T5 leaves it to its settings for generation
+            start = self.backbone.model.generation_config.decoder_start_token_id
+        start = pad if start is None else start
+        return inputs | {"decoder_input_ids": shifted_right(labels, start, pad)}
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' generate, with its arguments: greedy, sampling, beams; the language-model tasks only.
+
+        Keys and values of backbone and side network are cached in one transformers cache, unless use_cache=False.
+        """
+        return generation.generator(self).generate(*args, **kwargs)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model.safetensors (side network and head) and config.json, with the backbone's fingerprint."""
@@ -133,31 +255,48 @@ class LadderModel(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 
-def _check(backbone: FrozenBackbone, task: str, num_labels: int, problem: str | None) -> None:
-    if not isinstance(backbone, FrozenBackbone):
-        raise TypeError(f"backbone: got a {type(backbone).__name__}; pass what tlfast.freeze(model) returns")
-    if not backbone.tap_indices:
-        raise ValueError("backbone: it has no taps, and a ladder has nothing to climb; pass one frozen with taps")
-    if task not in TASKS:
-        raise ValueError(f"task: {task!r} is not available; allowed: {', '.join(map(repr, TASKS))}")
-    if not isinstance(num_labels, int) or num_labels < 1:
-        raise ValueError(f"num_labels: got {num_labels!r}; pass an integer of at least 1")
-    if problem is not None and problem not in PROBLEMS:
-        raise ValueError(f"problem_type: {problem!r} is not available; allowed: {', '.join(map(repr, PROBLEMS))}")
-
-
 def _tapped(backbone: FrozenBackbone, config: LadderConfig) -> FrozenBackbone:
     """The backbone with exactly the taps the ladder reads."""
-    if config.layers == "all":
-        return backbone
-    wanted = resolve_layers("layers", config.layers, len(backbone.blocks))
-    missing = [index for index in wanted if index not in backbone.tap_indices]
+    if not backbone.is_encoder_decoder:
+        if config.decoder_layers is not None:
+            raise ValueError(
+                f"decoder_layers: this {backbone.model_type} backbone has one list of blocks; choose them by layers"
+            )
+        return backbone.with_taps(_wanted(backbone.stack, "layers", config.layers))
+    decoder_layers = config.layers if config.decoder_layers is None else config.decoder_layers
+    return backbone.with_taps(
+        _wanted(backbone.stack, "decoder_layers", decoder_layers),
+        _wanted(backbone.stacks["encoder"], "layers", config.layers),
+    )
+
+
+def _wanted(stack: Stack, argument: str, layers: Any) -> tuple[int, ...]:
+    if layers == "all":
+        return stack.taps
+    wanted = resolve_layers(argument, layers, len(stack.blocks))
+    missing = [index for index in wanted if index not in stack.taps]
     if missing:
         raise ValueError(
-            f"layers: blocks {missing} are not tapped; the backbone has taps {list(backbone.tap_indices)}. "
+            f"{argument}: blocks {missing} are not tapped; the backbone has taps {list(stack.taps)}. "
             'Freeze it with taps="all"'
         )
-    return backbone.with_taps(wanted)
+    return wanted
+
+
+def _output_class(task: str) -> Any:
+    from transformers import modeling_outputs as outputs
+
+    return {
+        "sequence-classification": outputs.SequenceClassifierOutput,
+        "token-classification": outputs.TokenClassifierOutput,
+        "image-classification": outputs.ImageClassifierOutput,
+        "causal-lm": outputs.CausalLMOutputWithPast,
+        "seq2seq-lm": outputs.Seq2SeqLMOutput,
+    }[task]
+
+
+def _bool(mask: torch.Tensor | None) -> torch.Tensor | None:
+    return None if mask is None else mask.bool()
 
 
 def _drop_backbone(_module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:

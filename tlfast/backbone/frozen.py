@@ -1,0 +1,292 @@
+"""FrozenBackbone: one forward without a graph, and the activations seen on the way."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .fingerprint import fingerprint
+from .lm_head import LMHead
+from .parts import BlockSpec
+from .stack import Stack
+
+_INPUTS = ("input_ids", "inputs_embeds")
+_EMBEDDING = -1  # the input of block 0, beside the blocks' indices
+
+
+@dataclass(frozen=True)
+class BackboneOutput:
+    """What one frozen forward gives: B batch, S sequence, D width.
+
+    Padded (the default): (B, S, D) each, zeros at padding, cu_seqlens is None.
+    Packed: (tokens, D) each, the sequences end to end without padding; cu_seqlens (B + 1,) int32 are their bounds.
+    embedding is what the first block reads.
+    """
+
+    embedding: torch.Tensor
+    taps: tuple[torch.Tensor, ...]
+    last_hidden_state: torch.Tensor
+    cu_seqlens: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class EncoderDecoderOutput:
+    """What one frozen forward of an encoder-decoder gives, for each of the two."""
+
+    encoder: BackboneOutput
+    decoder: BackboneOutput
+
+
+class FrozenBackbone(nn.Module):
+    """A frozen model with taps. Made by `freeze`.
+
+    The model's parameters are shared, not copied, and never change. Always in eval mode, never builds a graph.
+    """
+
+    def __init__(self, model: Any, stacks: dict[str, Stack], precision: str) -> None:
+        super().__init__()
+        self.model = model
+        self.stacks = stacks
+        self.precision = precision
+        self._fingerprint: str | None = None
+        self.train(False)
+
+    @property
+    def base(self) -> Any:
+        """The model without its head."""
+        return getattr(self.model, "base_model", self.model)
+
+    @property
+    def config(self) -> Any:
+        """The transformers configuration of the frozen model; None where it has none."""
+        return getattr(self.model, "config", None)
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether it has two stacks, of which the second attends to the first."""
+        return len(self.stacks) == 2
+
+    @property
+    def stack(self) -> Stack:
+        """The only stack, or an encoder-decoder's last one: what the output comes from."""
+        return list(self.stacks.values())[-1]
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The blocks of `stack`."""
+        return self.stack.blocks
+
+    @property
+    def tap_indices(self) -> tuple[int, ...]:
+        """The tapped blocks of `stack`."""
+        return self.stack.taps
+
+    @property
+    def block_spec(self) -> BlockSpec:
+        """The shape of the blocks of `stack`."""
+        return self.stack.spec
+
+    @property
+    def output_width(self) -> int:
+        """The width of last_hidden_state: that of the blocks, unless the model projects it (OPT-350m)."""
+        return getattr(self.config, "word_embed_proj_dim", None) or self.block_spec.width
+
+    @property
+    def model_type(self) -> str:
+        """What transformers calls this kind of model; the class's name where it has no configuration."""
+        return getattr(self.config, "model_type", type(self.model).__name__)
+
+    @property
+    def name(self) -> str:
+        """Where the model came from, as transformers knows it; empty for a model made from a configuration."""
+        return getattr(self.config, "_name_or_path", "")
+
+    @property
+    def lm_head(self) -> LMHead | None:
+        """The frozen language-model head, None for a model that was frozen without one."""
+        return LMHead.of(self.model)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all weights and settings the taps depend on; computed once, since they are frozen."""
+        if self._fingerprint is None:
+            positions = getattr(self.config, "position_embedding_type", None)
+            settings = (self.model_type, [stack.spec for stack in self.stacks.values()], positions)
+            self._fingerprint = fingerprint(self.base, settings)
+        return self._fingerprint
+
+    def weight_bytes(self) -> int:
+        """Bytes that the frozen weights and buffers take."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        return sum(storage.nbytes() for storage in {t.data_ptr(): t.untyped_storage() for t in tensors}.values())
+
+    def with_taps(self, indices: Sequence[int], encoder: Sequence[int] | None = None) -> FrozenBackbone:
+        """The same frozen model, tapped at other blocks of `stack`; weights and fingerprint are shared.
+
+        encoder: of an encoder-decoder, the encoder's; None keeps them.
+        """
+        stacks = dict(self.stacks)
+        stacks[self.stack.name] = self.stack.tapped(tuple(indices))
+        if encoder is not None:
+            stacks["encoder"] = stacks["encoder"].tapped(tuple(encoder))
+        other = FrozenBackbone(self.model, stacks, self.precision)
+        other._fingerprint = self._fingerprint
+        return other
+
+    def train(self, mode: bool = True) -> FrozenBackbone:
+        """Stay in eval mode, whatever mode is asked for: a frozen model has no dropout."""
+        return super().train(False)
+
+    def forward(self, *, packed: bool = False, cache: Any = None, **inputs: Any) -> Any:
+        """Run the model once on transformers' inputs (input_ids, attention_mask, pixel_values ...) and keep its taps.
+
+        attention_mask: (B, S), nonzero where a token is; without it every position is one. With a cache it covers
+            the cached positions too.
+        packed: give (tokens, D) instead of (B, S, D). cache: transformers' cache of a decoder's keys and values.
+        Returns a BackboneOutput, for an encoder-decoder an EncoderDecoderOutput.
+        """
+        if not self.is_encoder_decoder:
+            return _finish(*self._run(self.stack, self.base, inputs, cache), packed)
+        names = inspect.signature(self.decode).parameters
+        decoder_inputs = {name: inputs.pop(name) for name in list(inputs) if name in names}
+        encoder, mask = self._run(self.stacks["encoder"], self.base.get_encoder(), inputs, None)
+        decoder = self.decode(encoder.last_hidden_state, inputs.get("attention_mask"), packed, cache, **decoder_inputs)
+        return EncoderDecoderOutput(_finish(encoder, mask, packed), decoder)
+
+    def encode(self, **inputs: Any) -> BackboneOutput:
+        """Run an encoder-decoder's encoder alone."""
+        return _finish(*self._run(self.stacks["encoder"], self.base.get_encoder(), inputs, None), packed=False)
+
+    def decode(
+        self,
+        encoder_hidden_states: torch.Tensor,
+        encoder_attention_mask: torch.Tensor | None = None,
+        packed: bool = False,
+        cache: Any = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+    ) -> BackboneOutput:
+        """Run an encoder-decoder's decoder on what its encoder gave."""
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            raise ValueError("decoder_input_ids: an encoder-decoder needs them; pass the target's tokens shifted right")
+        inputs = {
+            "input_ids": decoder_input_ids,
+            "inputs_embeds": decoder_inputs_embeds,
+            "attention_mask": decoder_attention_mask,
+            "encoder_hidden_states": encoder_hidden_states,
+            "encoder_attention_mask": encoder_attention_mask,
+        }
+        given = {name: value for name, value in inputs.items() if value is not None}
+        return _finish(*self._run(self.stacks["decoder"], self.base.get_decoder(), given, cache), packed)
+
+    def _run(
+        self, stack: Stack, module: Any, inputs: dict[str, Any], cache: Any
+    ) -> tuple[BackboneOutput, torch.Tensor | None]:
+        """One forward of a stack, padded and with whatever stands at padding; and the mask of its tokens."""
+        shape = next((tuple(inputs[k].shape[:2]) for k in _INPUTS if inputs.get(k) is not None), None)
+        past = 0 if cache is None else int(cache.get_seq_length())
+        mask = _check_mask(inputs.get("attention_mask"), shape, past)
+        if shape is not None and 0 in shape:
+            nothing = next(self.model.parameters()).new_zeros(*shape, stack.spec.width)
+            return BackboneOutput(nothing, (nothing,) * len(stack.taps), nothing), mask
+        if self.model.training:  # the caller's own handle on the shared model may have switched it
+            self.train(False)
+        if stack.spec.causal:
+            inputs = inputs | _cache_arguments(module, cache)
+        with torch.no_grad(), _capture(stack) as seen:
+            last = _last_hidden_state(module(**inputs))
+        return BackboneOutput(seen[_EMBEDDING], tuple(seen[index] for index in stack.taps), last), mask
+
+    def extra_repr(self) -> str:
+        """One line for print(): what is tapped, and how."""
+        taps = ", ".join(f"{stack.path}{list(stack.taps)}" for stack in self.stacks.values())
+        unknown = "" if self.stack.parts is not None else ", found by the generic rule"
+        return f"family={self.model_type}, precision={self.precision}, taps={taps}{unknown}"
+
+
+@contextmanager
+def _capture(stack: Stack) -> Iterator[dict[int, torch.Tensor]]:
+    """Forward hooks for the time of one call: the caller's model is left as it was.
+
+    They see this thread's call alone: others may run the shared model at the same time.
+    """
+    seen: dict[int, torch.Tensor] = {}
+    thread = threading.get_ident()
+
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() == thread:
+            seen[_EMBEDDING] = args[0] if args else kwargs["hidden_states"]
+
+    def keep(index: int) -> Any:
+        def after(_module: nn.Module, _args: Any, output: Any) -> None:
+            if threading.get_ident() == thread:
+                seen[index] = output[0] if isinstance(output, tuple) else output
+
+        return after
+
+    handles = [stack.blocks[0].register_forward_pre_hook(before, with_kwargs=True)]
+    handles += [stack.blocks[index].register_forward_hook(keep(index)) for index in stack.taps]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _cache_arguments(module: nn.Module, cache: Any) -> dict[str, Any]:
+    """How this decoder takes a cache: transformers 5.20 renamed past_key_values."""
+    names = inspect.signature(module.forward).parameters
+    arguments: dict[str, Any] = {"use_cache": cache is not None} if "use_cache" in names else {}
+    if cache is not None:
+        arguments["cache" if "cache" in names else "past_key_values"] = cache
+    return arguments
+
+
+def _last_hidden_state(output: Any) -> torch.Tensor:
+    if isinstance(output, torch.Tensor):
+        return output
+    last = getattr(output, "last_hidden_state", None)
+    return output[0] if last is None else last
+
+
+def _check_mask(mask: torch.Tensor | None, shape: tuple[int, ...] | None, past: int) -> torch.Tensor | None:
+    """(B, S) bool of the tokens given now."""
+    if mask is None:
+        return None
+    if shape is None:
+        raise ValueError("attention_mask: this model's inputs are not tokens, and all positions count; leave it out")
+    expected = (shape[0], shape[1] + past)
+    if tuple(mask.shape) != expected:
+        raise ValueError(f"attention_mask: got {tuple(mask.shape)}; pass (B, S) = {expected}, nonzero where a token is")
+    return mask[:, past:].bool()
+
+
+def _finish(output: BackboneOutput, mask: torch.Tensor | None, packed: bool) -> BackboneOutput:
+    """Without padding, or with zeros there.
+
+    Zeros are written in place: the forward is over, so nothing reads these values again, and they belong to this call
+    alone.
+    """
+    if packed:
+        return _pack(output, mask)
+    if mask is not None and not (mask.device.type == "cpu" and bool(mask.all())):
+        padding = ~mask[..., None]
+        for tensor in (output.embedding, *output.taps, output.last_hidden_state):
+            tensor.masked_fill_(padding, 0)
+    return output
+
+
+def _pack(output: BackboneOutput, mask: torch.Tensor | None) -> BackboneOutput:
+    if mask is None:
+        mask = torch.ones(output.embedding.shape[:2], dtype=torch.bool, device=output.embedding.device)
+    bounds = torch.zeros(mask.shape[0] + 1, dtype=torch.int32, device=mask.device)
+    bounds[1:] = mask.sum(dim=1).cumsum(dim=0)
+    taps = tuple(tap[mask] for tap in output.taps)
+    return BackboneOutput(output.embedding[mask], taps, output.last_hidden_state[mask], bounds)

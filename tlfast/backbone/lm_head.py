@@ -1,0 +1,78 @@
+"""The frozen head of a language model: from hidden states to logits, as the model's own forward computes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .fingerprint import fingerprint
+
+
+@dataclass(frozen=True)
+class LMHead:
+    """logits = cap * tanh(W (scale * hidden) / cap) + bias; scale, cap and bias only where the model has them.
+
+    tied: whether W is the embedding's weight.
+    """
+
+    weight: torch.Tensor  # (V, D)
+    bias: torch.Tensor | None
+    scale: float
+    cap: float | None
+    tied: bool
+
+    @classmethod
+    def of(cls, model: Any) -> LMHead | None:
+        """The head of a transformers language model; None for a model without one.
+
+        Raises ValueError where the configuration says it is tied to the embedding and the weights are not, or the
+        other way round: T5 scales its hidden states by what the configuration says.
+        """
+        can_generate = getattr(model, "can_generate", None)
+        head = model.get_output_embeddings() if can_generate is not None and can_generate() else None
+        if head is None:
+            return None
+        config = model.config
+        embedding = model.get_input_embeddings()
+        tied = embedding is not None and head.weight.data_ptr() == embedding.weight.data_ptr()
+        said = bool(getattr(config, "tie_word_embeddings", tied))
+        if said != tied:
+            raise ValueError(
+                f"model: config.tie_word_embeddings is {said}, but the head's weights "
+                f"{'are' if tied else 'are not'} the embedding's; call model.tie_weights(), or set it to {tied}"
+            )
+        scaled = getattr(config, "scale_decoder_outputs", config.model_type == "t5" and tied)
+        return cls(
+            head.weight,
+            _bias(model, head),
+            config.d_model**-0.5 if scaled else 1.0,
+            getattr(config, "final_logit_softcapping", None),
+            tied,
+        )
+
+    @property
+    def width(self) -> int:
+        """The width of the hidden states it takes."""
+        return self.weight.shape[1]
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> (..., V). The head is frozen: the gradient reaches hidden alone."""
+        if self.scale != 1.0:
+            hidden = hidden * self.scale
+        logits = F.linear(hidden, self.weight)
+        if self.cap is not None:
+            logits = torch.tanh(logits / self.cap) * self.cap
+        return logits if self.bias is None else logits + self.bias
+
+    def fingerprint(self) -> str:
+        """What identifies it: its weights, or that they are the embedding's."""
+        return "tied" if self.tied else fingerprint({"weight": self.weight}, (self.scale, self.cap))
+
+
+def _bias(model: Any, head: Any) -> torch.Tensor | None:
+    if getattr(model, "final_logits_bias", None) is not None:
+        return model.final_logits_bias.reshape(-1)
+    return head.bias

@@ -1,0 +1,49 @@
+"""The side network's keys and values in transformers' own cache, behind those of the backbone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class SideCache:
+    """The part of a transformers cache that the side network uses: layers `first`, `first` + 1, ...
+
+    Beam search reorders, and cropping cuts, all layers of a cache: so backbone and side network stay together.
+    past: how many positions were cached when this was made, before the backbone's forward.
+    """
+
+    def __init__(self, cache: Any, first: int) -> None:
+        self.past = int(cache.get_seq_length())
+        self.first = first
+        self.own = getattr(cache, "self_attention_cache", cache)
+        self.memory = getattr(cache, "cross_attention_cache", None)
+
+    def slots(self, index: int) -> tuple[Slot, Slot | None]:
+        """Where side block `index` keeps what it attends to: its own sequence, and a decoder's memory."""
+        place = self.first + index
+        return Slot(self.own, place), None if self.memory is None else Slot(self.memory, place)
+
+
+class Slot:
+    """One layer of a transformers cache, in the layout of tlfast.ops.attention: (B, S, H, head_dim)."""
+
+    def __init__(self, cache: Any, index: int) -> None:
+        from transformers.cache_utils import DynamicLayer
+
+        while len(cache.layers) <= index:
+            cache.layers.append(DynamicLayer())
+        self.cache, self.index = cache, index
+
+    def extend(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add keys and values of new positions; all of them so far."""
+        keys, values = self.cache.update(k.transpose(1, 2), v.transpose(1, 2), self.index)
+        return keys.transpose(1, 2), values.transpose(1, 2)
+
+    def read(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What was kept, None where nothing was."""
+        layer = self.cache.layers[self.index]
+        if not layer.get_seq_length():
+            return None
+        return layer.keys.transpose(1, 2), layer.values.transpose(1, 2)
