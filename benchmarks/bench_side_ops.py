@@ -1,4 +1,4 @@
-"""The side network's operations beside plain PyTorch: attention (scaled_dot_product_attention) and add & norm, float32.
+"""The side network's operations beside plain PyTorch: attention (scaled_dot_product_attention), sum and norm, float32.
 
 Forward and forward + backward, interleaved with the peers in one process on the same inputs, agreement checked first.
 """
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tlfast.bench.measure import hook_bytes, medians, timed_rounds
-from tlfast.ops import add_norm, attention
+from tlfast.ops import add_norm, attention, prenorm
 
 ROUNDS = 11
 SEED = 7
@@ -103,3 +103,26 @@ def test_add_norm(benchmark: Any, shape: tuple[int, int], dropout_p: float) -> N
     compare(
         benchmark, f"Add & norm {shape}, dropout {dropout_p}", {"ours": ours, "PyTorch": plain}, 4 * 4 * rows * width
     )
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+@pytest.mark.parametrize("shape", [(2048, 96), (2048, 768)], ids=str)
+def test_prenorm(benchmark: Any, shape: tuple[int, int], norm: str, dropout_p: float) -> None:
+    rows, width = shape
+    x, residual = (torch.randn(shape, requires_grad=True) for _ in range(2))
+    weight = torch.randn(width, requires_grad=True)
+    peer_norm = {"layer": F.layer_norm, "rms": F.rms_norm}[norm]
+
+    # u + y stands for what follows: both outputs are used
+    def ours(p: float = dropout_p) -> torch.Tensor:
+        u, y = prenorm(x, residual, weight, eps=1e-6, norm=norm, dropout_p=p, seed=SEED)
+        return u + y
+
+    def plain(p: float = dropout_p) -> torch.Tensor:
+        u = residual + F.dropout(x, p)
+        return u + peer_norm(u, (width,), weight=weight, eps=1e-6)
+
+    torch.testing.assert_close(ours(0.0), plain(0.0), rtol=1e-5, atol=1e-5)
+    functions = {"ours": ours, "PyTorch": plain}
+    compare(benchmark, f"Pre-norm ({norm}) {shape}, dropout {dropout_p}", functions, 7 * 4 * rows * width)

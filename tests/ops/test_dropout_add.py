@@ -70,7 +70,7 @@ def test_without_dropout_it_is_a_plain_sum(impl):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-def test_nan_is_not_hidden_and_what_is_dropped_is(impl):
+def test_nan_is_not_hidden(impl):
     x = torch.full((20, 20), torch.nan)
     z = dropout_add(x, torch.ones(20, 20), 0.5, 3, impl=impl)
     kept = keep_mask(0.5, torch.tensor(3), torch.arange(20), 20)
