@@ -43,7 +43,7 @@ class SideAttention(nn.Module):
         cache: Any = None,
     ) -> torch.Tensor:
         spec = self.spec
-        heads = self.qkv(x).unflatten(-1, (spec.heads + 2 * spec.kv_heads, spec.head_dim))
+        heads = self.qkv(x).view(*x.shape[:-1], spec.heads + 2 * spec.kv_heads, spec.head_dim)
         q, k, v = heads.split((spec.heads, spec.kv_heads, spec.kv_heads), dim=-2)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)

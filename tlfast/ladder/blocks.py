@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +79,19 @@ class SideFeedForward(nn.Module):
         return self.down(self.activation(self.gate(x)) * self.up(x))
 
 
+class _Layer(NamedTuple):
+    """One layer of a block for one forward: what it computes, its norms, and the seed of the dropout behind it."""
+
+    function: Callable[[torch.Tensor], torch.Tensor]
+    norm: Any
+    output_norm: nn.Module | None
+    seed: torch.Tensor | None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.function(x)
+        return y if self.output_norm is None else self.output_norm(y)
+
+
 class SideBlock(nn.Module):
     """A transformer block (attention, cross-attention in a decoder, feed-forward) that keeps only narrow tensors.
 
@@ -99,8 +114,8 @@ class SideBlock(nn.Module):
         self.feed_forward = SideFeedForward(spec)
         self.feed_forward_norm = _norm(spec)
         sandwich = spec.placement == "sandwich"
-        self.attention_output_norm = _norm(spec) if sandwich else nn.Identity()
-        self.feed_forward_output_norm = _norm(spec) if sandwich else nn.Identity()
+        self.attention_output_norm = _norm(spec) if sandwich else None
+        self.feed_forward_output_norm = _norm(spec) if sandwich else None
         for linear in (module for module in self.modules() if isinstance(module, nn.Linear)):
             nn.init.normal_(linear.weight, std=0.02)
             if linear.bias is not None:
@@ -119,37 +134,45 @@ class SideBlock(nn.Module):
     ) -> torch.Tensor:
         # drawn here, so that recomputing draws nothing
         count = 5 if self.spec.cross else 3
-        seeds = torch.randint(2**62, (count,)) if self.training else torch.zeros(count, dtype=torch.int64)
+        seeds = torch.randint(2**62, (count,)).unbind() if self.training else (None,) * count
         dropout_p = self.spec.attention_dropout if self.training else 0.0
-
-        def attend(y: torch.Tensor) -> torch.Tensor:
-            return self.attention_output_norm(self.attention(y, key_mask, bias, rotation, dropout_p, seeds[0], cache))
-
-        layers = [(attend, self.attention_norm, seeds[1])]
-        if self.cross_attention is not None and self.cross_attention_norm is not None:
-            cross = self.cross_attention
-
-            def look(y: torch.Tensor) -> torch.Tensor:
-                assert memory is not None
-                return cross(y, memory, memory_mask, dropout_p, seeds[3], memory_cache)
-
-            layers.append((look, self.cross_attention_norm, seeds[4]))
-        layers.append((lambda y: self.feed_forward_output_norm(self.feed_forward(y)), self.feed_forward_norm, seeds[2]))
+        attend = functools.partial(
+            self.attention,
+            key_mask=key_mask,
+            bias=bias,
+            rotation=rotation,
+            dropout_p=dropout_p,
+            seed=seeds[0],
+            cache=cache,
+        )
+        layers = [_Layer(attend, self.attention_norm, self.attention_output_norm, seeds[1])]
+        if self.cross_attention is not None:
+            look = functools.partial(
+                self.cross_attention,
+                memory=memory,
+                memory_mask=memory_mask,
+                dropout_p=dropout_p,
+                seed=seeds[3],
+                cache=memory_cache,
+            )
+            layers.append(_Layer(look, self.cross_attention_norm, None, seeds[4]))
+        layers.append(_Layer(self.feed_forward, self.feed_forward_norm, self.feed_forward_output_norm, seeds[2]))
         return self._post_norm(x, layers) if self.spec.placement == "post" else self._pre_norm(x, layers)
 
-    def _post_norm(self, x: torch.Tensor, layers: list[Any]) -> torch.Tensor:
+    def _post_norm(self, x: torch.Tensor, layers: list[_Layer]) -> torch.Tensor:
         """x = norm(x + layer(x))."""
-        for layer, norm, seed in layers:
-            x = add_norm(layer(x), x, norm.weight, _bias(norm), seed=seed, **self._settings())
+        for layer in layers:
+            x = add_norm(layer(x), x, layer.norm.weight, _bias(layer.norm), seed=layer.seed, **self._settings())
         return x
 
-    def _pre_norm(self, x: torch.Tensor, layers: list[Any]) -> torch.Tensor:
+    def _pre_norm(self, x: torch.Tensor, layers: list[_Layer]) -> torch.Tensor:
         """x = x + layer(norm(x)); a layer's sum and the next one's norm are one operation."""
-        y = layers[0][1](x)
-        for (layer, _, seed), (_, norm, _) in itertools.pairwise(layers):
-            x, y = prenorm(layer(y), x, norm.weight, _bias(norm), seed=seed, **self._settings())
-        layer, _, seed = layers[-1]
-        return dropout_add(layer(y), x, self._settings()["dropout_p"], seed)
+        settings = self._settings()
+        y = layers[0].norm(x)
+        for layer, following in itertools.pairwise(layers):
+            norm = following.norm
+            x, y = prenorm(layer(y), x, norm.weight, _bias(norm), seed=layer.seed, **settings)
+        return dropout_add(layers[-1](y), x, settings["dropout_p"], layers[-1].seed)
 
     def _settings(self) -> dict[str, Any]:
         dropout_p = self.spec.hidden_dropout if self.training else 0.0

@@ -19,6 +19,8 @@ _PLAIN = ("recompute", "reference")
 ORDER = {"cpu": ("native", *_PLAIN), "cuda": ("triton", "cuda", "sdpa", *_PLAIN)}
 
 # Triton's own switch, which it reads when a kernel is defined: kernels then run on CPU tensors, slowly, in Python.
+_PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)  # no subclass, which a mode or a tracer would have to see
+
 TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -66,6 +68,17 @@ def choose(
     if reason is not None:
         raise RuntimeError(f"{op}: impl={impl!r} cannot run: {reason}")
     return impl
+
+
+def runs_eagerly(*tensors: torch.Tensor | None) -> bool:
+    """Whether a kernel may be called as it is: no graph is built and nothing traces the call.
+
+    Going through autograd.Function and torch.library costs about 40 microseconds a call, which is most of the time of
+    an operation on one token.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return all(tensor is None or type(tensor) in _PLAIN_TENSORS for tensor in tensors)
 
 
 def availability(implementations: tuple[str, ...]) -> dict[str, str]:

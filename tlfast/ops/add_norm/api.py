@@ -8,7 +8,7 @@ import torch
 
 from .. import _dispatch
 from ..dropout import check_dropout
-from . import reference
+from . import native, reference
 from .autograd import SumAndNorm
 
 IMPLEMENTATIONS = ("reference", "native")
@@ -118,6 +118,8 @@ def _sum_and_norm(
         return None
 
     chosen = _dispatch.choose(op, impl, IMPLEMENTATIONS, residual.device.type, refuses)
+    if chosen == "native" and _dispatch.runs_eagerly(x, residual, weight, bias):
+        return native.forward(x, residual, weight, bias, float(eps), norm, float(dropout_p), drawn)[:2]
     run = reference.sum_and_norm if chosen == "reference" else SumAndNorm.apply
     return run(x, residual, weight, bias, float(eps), norm, float(dropout_p), drawn)
 

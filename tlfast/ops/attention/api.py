@@ -9,7 +9,7 @@ import torch
 from .. import _dispatch
 from ..dropout import check_dropout
 from . import reference, sdpa
-from .autograd import Attention
+from .autograd import Attention, kernels
 
 IMPLEMENTATIONS = ("reference", "native", "sdpa", "recompute")
 
@@ -84,6 +84,9 @@ def attention(
         return reference.attention(q, k, v, bias, key_mask, causal, scale, dropout_p, drawn)
     if chosen == "sdpa":  # pragma: gpu
         return sdpa.attention(q, k, v, bias, key_mask, causal, scale)
+    if _dispatch.runs_eagerly(q, k, v, bias):
+        run = kernels(chosen).forward
+        return run(q, k, v, bias, key_mask, causal, scale, float(dropout_p), drawn)[0]
     return Attention.apply(q, k, v, bias, key_mask, causal, scale, float(dropout_p), drawn, chosen)
 
 

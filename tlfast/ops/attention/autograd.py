@@ -6,6 +6,7 @@ implementation's name travels with the call.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from types import ModuleType
 from typing import Any
@@ -27,7 +28,8 @@ torch.library.define(
 )
 
 
-def _kernels(impl: str) -> ModuleType:
+@functools.cache
+def kernels(impl: str) -> ModuleType:
     return importlib.import_module(f".{impl}", __package__)
 
 
@@ -45,7 +47,7 @@ def _forward(
     impl: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.autocast(q.device.type, enabled=False):  # the inputs' dtype is decided, and so is that of the sums
-        return _kernels(impl).forward(q, k, v, bias, key_mask, causal, scale, dropout_p, seed)
+        return kernels(impl).forward(q, k, v, bias, key_mask, causal, scale, dropout_p, seed)
 
 
 @torch.library.register_fake("tlfast::attention_fwd")
@@ -83,7 +85,7 @@ def _backward(
     impl: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     with torch.autocast(q.device.type, enabled=False):
-        dq, dk, dv, dbias = _kernels(impl).backward(
+        dq, dk, dv, dbias = kernels(impl).backward(
             dout, q, k, v, bias, key_mask, out, statistics, causal, scale, dropout_p, seed, need_dbias
         )
     # an operator cannot return None: a gradient that was not wanted is an empty tensor

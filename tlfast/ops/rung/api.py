@@ -8,7 +8,7 @@ import torch
 
 from .. import _dispatch
 from . import reference
-from .autograd import Rung
+from .autograd import Rung, kernels
 
 IMPLEMENTATIONS = ("reference", "native", "triton", "cuda")
 
@@ -73,6 +73,8 @@ def rung(
     chosen = _dispatch.choose("rung", impl, IMPLEMENTATIONS, device_type, refuses)
     if chosen == "reference":
         return reference.rung(h, s, weight, bias, alpha, temperature)
+    if _dispatch.runs_eagerly(*tensors):
+        return kernels(chosen).forward(h, s, weight, bias, alpha, float(temperature))
     return Rung.apply(h, s, weight, bias, alpha, float(temperature), chosen)
 
 

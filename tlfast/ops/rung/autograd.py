@@ -26,7 +26,7 @@ torch.library.define(
 
 
 @functools.cache
-def _kernels(impl: str) -> ModuleType:
+def kernels(impl: str) -> ModuleType:
     # imported on first use: Triton must not be imported before someone asks for it
     return importlib.import_module(f".{impl}", __package__)
 
@@ -41,7 +41,7 @@ def _forward(
     temperature: float,
     impl: str,
 ) -> torch.Tensor:
-    return _kernels(impl).forward(h, s, weight, bias, alpha, temperature)
+    return kernels(impl).forward(h, s, weight, bias, alpha, temperature)
 
 
 @torch.library.register_fake("tlfast::rung_fwd")
@@ -69,7 +69,7 @@ def _backward(
     need_dbias: bool,
     impl: str,
 ) -> tuple[torch.Tensor, ...]:
-    grads = _kernels(impl).backward(dz, h, s, z, alpha, temperature, need_ds, need_dbias)
+    grads = kernels(impl).backward(dz, h, s, z, alpha, temperature, need_ds, need_dbias)
     # an operator cannot return None: what was not wanted is an empty tensor
     return tuple(dz.new_empty(0) if grad is None else grad for grad in grads)
 
