@@ -90,6 +90,46 @@ int tl_dropout_add_forward_cpu(const float *x, const float *residual, float *z, 
 int tl_dropout_add_backward_cpu(const float *dz, float *dx, int64_t rows, int64_t width, int64_t dz_stride, double p,
                                 uint64_t seed, int threads);
 
+// The weights of a rung and a side block, in the order in which side_step takes their addresses; 0 where one is absent.
+enum tl_step_weight {
+  TL_STEP_RUNG_WEIGHT,
+  TL_STEP_RUNG_BIAS,
+  TL_STEP_ALPHA,
+  TL_STEP_ATTENTION_NORM_WEIGHT,
+  TL_STEP_ATTENTION_NORM_BIAS,
+  TL_STEP_QKV_WEIGHT,
+  TL_STEP_QKV_BIAS,
+  TL_STEP_QUERY_NORM,
+  TL_STEP_KEY_NORM,
+  TL_STEP_OUTPUT_WEIGHT,
+  TL_STEP_OUTPUT_BIAS,
+  TL_STEP_ATTENTION_OUTPUT_NORM,
+  TL_STEP_FEED_FORWARD_NORM_WEIGHT,
+  TL_STEP_FEED_FORWARD_NORM_BIAS,
+  TL_STEP_UP_WEIGHT,
+  TL_STEP_UP_BIAS,
+  TL_STEP_GATE_WEIGHT,
+  TL_STEP_GATE_BIAS,
+  TL_STEP_DOWN_WEIGHT,
+  TL_STEP_DOWN_BIAS,
+  TL_STEP_FEED_FORWARD_OUTPUT_NORM,
+  TL_STEP_WEIGHTS
+};
+
+enum tl_placement { TL_POST_NORM = 0, TL_PRE_NORM = 1 };  // with output norms given, both: a sandwich
+enum tl_activation { TL_GELU = 0, TL_GELU_TANH = 1, TL_QUICK_GELU = 2, TL_RELU = 3, TL_SILU = 4 };
+
+// side_step: one new position of each sequence through a rung and a side block; everything contiguous fp32.
+//   tap (batch, width), s and out (batch, side_width); keys and values (batch, kv_heads, past, head_dim); new_keys and
+//   new_values (batch, kv_heads, head_dim) are written; key_mask (batch, past + 1) or null; bias (heads, past + 1) or
+//   null; cosines and sines (1 or batch, head_dim) or null, rotation_stride 0 or head_dim.
+int tl_side_step_cpu(const int64_t *weights, const float *tap, const float *s, const float *keys, const float *values,
+                     const uint8_t *key_mask, const float *bias, const float *cosines, const float *sines,
+                     float *new_keys, float *new_values, float *out, int64_t batch, int64_t width, int64_t side_width,
+                     int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t hidden, int64_t past, int64_t alphas,
+                     int64_t rotation_stride, int placement, int rms, int activation, double eps, double scale,
+                     double temperature, int threads);
+
 #ifdef TLFAST_WITH_CUDA
 // As on the CPU. In the backward dbias and dalpha are accumulated into and must come zeroed.
 int tl_rung_forward_cuda(const void *p, const void *s, const float *bias, const float *alpha, void *z, int64_t rows,

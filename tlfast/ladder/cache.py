@@ -36,14 +36,21 @@ class Slot:
             cache.layers.append(DynamicLayer())
         self.cache, self.index = cache, index
 
+    def extend_heads(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add keys and values as transformers lays them out, (B, H, S, head_dim); all of them so far."""
+        return self.cache.update(keys, values, self.index)
+
+    def read_heads(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What was kept, (B, H, S, head_dim) each, None where nothing was."""
+        layer = self.cache.layers[self.index]
+        return (layer.keys, layer.values) if layer.get_seq_length() else None
+
     def extend(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Add keys and values of new positions; all of them so far."""
-        keys, values = self.cache.update(k.transpose(1, 2), v.transpose(1, 2), self.index)
+        keys, values = self.extend_heads(k.transpose(1, 2), v.transpose(1, 2))
         return keys.transpose(1, 2), values.transpose(1, 2)
 
     def read(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """What was kept, None where nothing was."""
-        layer = self.cache.layers[self.index]
-        if not layer.get_seq_length():
-            return None
-        return layer.keys.transpose(1, 2), layer.values.transpose(1, 2)
+        kept = self.read_heads()
+        return None if kept is None else (kept[0].transpose(1, 2), kept[1].transpose(1, 2))

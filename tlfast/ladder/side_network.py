@@ -11,6 +11,7 @@ from .attention import RelativeBias, Rotation, rotation_of
 from .blocks import SideBlock, reduced
 from .cache import SideCache
 from .config import LadderConfig
+from .decoding import step
 from .rung import Rung
 
 
@@ -77,5 +78,8 @@ class SideNetwork(nn.Module):
         layers = zip(output.taps, self.rungs, self.blocks, self._frequency_names, strict=True)
         for index, (tap, rung, block, name) in enumerate(layers):
             slots = (None, None) if cache is None else cache.slots(index)
-            s = block(rung(tap, s), key_mask, bias, rotations[name], memory, memory_mask, *slots)
+            if slots[0] is not None and memory is None and s.shape[1] == 1 and not torch.is_grad_enabled():
+                s = step(block, rung, tap, s, key_mask, bias, rotations[name], slots[0])
+            else:
+                s = block(rung(tap, s), key_mask, bias, rotations[name], memory, memory_mask, *slots)
         return self.norm(s)

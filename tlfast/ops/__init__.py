@@ -12,8 +12,20 @@ from .dropout_add import IMPLEMENTATIONS as _DROPOUT_ADD
 from .dropout_add import dropout_add
 from .rung import IMPLEMENTATIONS as _RUNG
 from .rung import rung
+from .side_step import IMPLEMENTATIONS as _SIDE_STEP
+from .side_step import side_step
 
-__all__ = ["add_norm", "attention", "describe", "dropout", "dropout_add", "implementations", "prenorm", "rung"]
+__all__ = [
+    "add_norm",
+    "attention",
+    "describe",
+    "dropout",
+    "dropout_add",
+    "implementations",
+    "prenorm",
+    "rung",
+    "side_step",
+]
 
 _IMPLEMENTATIONS = {
     "rung": _RUNG,
@@ -21,6 +33,7 @@ _IMPLEMENTATIONS = {
     "add_norm": _ADD_NORM,
     "prenorm": _ADD_NORM,
     "dropout_add": _DROPOUT_ADD,
+    "side_step": _SIDE_STEP,
 }
 
 
