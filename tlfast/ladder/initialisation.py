@@ -23,7 +23,7 @@ import torch
 from ..backbone import FrozenBackbone
 from ..backbone.stack import Stack
 from .blocks import SideBlock
-from .moments import Moments, measure
+from .moments import Moments, is_distributed, measure
 from .pruning import copy_norm, cut, relative_bias
 from .side_network import SideNetwork
 
@@ -31,7 +31,10 @@ from .side_network import SideNetwork
 def initialise(
     sides: Mapping[str, SideNetwork], backbone: FrozenBackbone, init: str, batches: Iterable[Mapping[str, Any]]
 ) -> None:
-    """Overwrite the side networks' weights, by stack. init: "prune", "pca", or "random", which leaves them."""
+    """Overwrite the side networks' weights, by stack. init: "prune", "pca", or "random", which leaves them.
+
+    In a distributed run every process must call this, with its own batches; all start from the same weights.
+    """
     if init == "random":
         return
     moments = measure(backbone, batches)
@@ -43,6 +46,9 @@ def initialise(
             bases[name] = _select(seen, side.width) if init == "prune" else _principal(seen, side.width)
             centre = bases[name].T @ seen.mean.float() if init == "pca" else torch.zeros(side.width)
             _start(side, stack, seen, bases[name], centre, memory)
+            if is_distributed():  # other hardware rounds otherwise, and could choose other channels
+                for parameter in side.parameters():
+                    torch.distributed.broadcast(parameter, 0)
 
 
 def _start(

@@ -37,7 +37,8 @@ class LadderModel(nn.Module):
     calibration: batches (dicts of model inputs) from which init="prune" and "pca" take their statistics; None takes
         the first batch the model sees. problem_type: as in transformers; None infers it from the labels.
     Works in transformers.Trainer as it is; state_dict() and checkpoints hold no backbone weights. Under
-    DistributedDataParallel only the side network's gradients travel.
+    DistributedDataParallel only the side network's gradients travel; calibration takes the batches of all processes,
+    and each must take part.
     Raises ValueError for an unknown task or one that does not fit the backbone, layers that are not tapped, or a
     reduction that does not divide the block.
     Source: Sung et al. 2022, "LST: Ladder Side-Tuning" (arXiv 2206.06522).
@@ -70,9 +71,11 @@ class LadderModel(nn.Module):
         self._ready = self.ladder_config.init == "random"
         self.register_state_dict_post_hook(_drop_backbone)
         self.register_load_state_dict_post_hook(_after_load)
-        # DistributedDataParallel neither sends these nor waits for their gradients
+        # DistributedDataParallel sends none of these: all processes have loaded the same backbone
         self._ddp_params_and_buffers_to_ignore = [
-            f"backbone.{name}" for name in (*dict(backbone.named_parameters()), *dict(backbone.named_buffers()))
+            name
+            for name, tensor in (*self.named_parameters(), *self.named_buffers())
+            if not tensor.requires_grad and name != "calibrated"
         ]
         self.to(next(backbone.parameters()).device)
         if calibration is not None:
@@ -152,7 +155,9 @@ class LadderModel(nn.Module):
             inputs = self._with_decoder_inputs(inputs | {"labels": labels})
             inputs.pop("labels")
         if not self._ready:
-            self.calibrate([inputs])
+            if not self.calibrated:  # set where DistributedDataParallel sent the first process's weights
+                self.calibrate([inputs])
+            self._ready = True
         past = cache if cache is not None else past_key_values
         side, last = self._states(inputs, encoder_outputs, past)
         if logits_to_keep:
