@@ -96,6 +96,11 @@ class LadderModel(nn.Module):
         """The backbone's transformers configuration, which Trainer and tokenizers ask for."""
         return self.backbone.config
 
+    @property
+    def loss_type(self) -> str | None:
+        """What transformers calls a loss that shifts its labels: Trainer then does not count the first one of a row."""
+        return "ForCausalLM" if self.task == "causal-lm" else None
+
     def calibrate(self, batches: Iterable[Mapping[str, Any]]) -> None:
         """Set the side network's starting weights from the backbone's and these batches; no backward pass is run."""
         if getattr(self, "_is_replica", False):
@@ -134,7 +139,8 @@ class LadderModel(nn.Module):
             decoder's inputs are made. -100 is ignored wherever labels are tokens.
         logits_to_keep: give logits of that many last positions; 0 for all. past_key_values (cache, as transformers 5.20
             calls it): a transformers cache, which then holds the side network's keys and values too.
-        num_items_in_batch: how many labels an optimizer step has in all its batches; Trainer passes it.
+        num_items_in_batch: how many labels an optimizer step has in all its batches and processes; Trainer passes it.
+            The loss is then the sum over them divided by it.
         """
         unknown = sorted(set(others) - _WITHOUT_MEANING)
         if unknown:
@@ -222,7 +228,8 @@ class LadderModel(nn.Module):
             return token_loss(logits, labels, num_items)
         assert self.num_labels is not None
         problem = self.problem_type if self.task == "sequence-classification" else "single_label_classification"
-        return sequence_loss(logits, labels, problem_type(labels, self.num_labels, problem))
+        loss = sequence_loss(logits, labels, problem_type(labels, self.num_labels, problem))
+        return loss if num_items is None else loss * (labels.numel() / num_items)
 
     def _with_decoder_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Decoder inputs made from the labels, as transformers does, where the batch has none."""
