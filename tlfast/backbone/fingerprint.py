@@ -8,26 +8,30 @@ from typing import Any
 import torch
 from torch import nn
 
+from .sharding import gathered, is_sharded
+
 _NOT_READ = ("pooler.", "lm_head.")  # of a model without its head; loaders draw a missing pooler at random
 
 
 def fingerprint(weights: nn.Module | dict[str, torch.Tensor], settings: Any) -> str:
     """SHA-256 over the settings' repr and names, dtypes, shapes and bytes of the persistent tensors.
 
-    The same weights give the same value on every device. Costs one read of the weights (about 1 GB/s).
+    The same weights give the same value on every device, sharded or not; where they are sharded every process must
+    call this. Costs one read of the weights (about 1 GB/s).
     """
     digest = hashlib.sha256(repr(settings).encode())
-    tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    tensors = weights.state_dict(keep_vars=True) if isinstance(weights, nn.Module) else weights
     seen: dict[int, str] = {}
     for name, tensor in sorted(tensors.items()):
         if name.startswith(_NOT_READ):
             continue
-        first = seen.setdefault(tensor.data_ptr(), name)
+        # a process may hold nothing of a sharded tensor, but a tied one is the same object
+        first = seen.setdefault(id(tensor) if is_sharded(tensor) else tensor.data_ptr(), name)
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         digest.update(f"is {first}".encode() if first != name else _bytes(tensor))
     return digest.hexdigest()
 
 
 def _bytes(tensor: torch.Tensor) -> Any:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    flat = gathered(tensor.detach()).cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy()

@@ -15,6 +15,7 @@ from torch import nn
 from .fingerprint import fingerprint
 from .lm_head import LMHead
 from .parts import BlockSpec
+from .sharding import own_part
 from .stack import Stack
 
 _INPUTS = ("input_ids", "inputs_embeds")
@@ -122,8 +123,8 @@ class FrozenBackbone(nn.Module):
         return self._fingerprint
 
     def weight_bytes(self) -> int:
-        """Bytes that the frozen weights and buffers take."""
-        tensors = [*self.model.parameters(), *self.model.buffers()]
+        """Bytes that the frozen weights and buffers take, in this process where they are sharded."""
+        tensors = map(own_part, (*self.model.parameters(), *self.model.buffers()))
         return sum(storage.nbytes() for storage in {t.data_ptr(): t.untyped_storage() for t in tensors}.values())
 
     def with_taps(self, indices: Sequence[int], encoder: Sequence[int] | None = None) -> FrozenBackbone:

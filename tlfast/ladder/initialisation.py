@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from ..backbone import FrozenBackbone
+from ..backbone.sharding import whole
 from ..backbone.stack import Stack
 from .blocks import SideBlock
 from .moments import Moments, is_distributed, measure
@@ -39,7 +40,8 @@ def initialise(
         return
     moments = measure(backbone, batches)
     bases: dict[str, torch.Tensor] = {}
-    with torch.no_grad():
+    blocks = {module for stack in backbone.stacks.values() for module in stack.blocks.modules()}
+    with torch.no_grad(), whole(module for module in backbone.model.modules() if module not in blocks):
         for name, side in sides.items():
             stack, seen = backbone.stacks[name], moments[name]
             memory = next(iter(bases.values()), None)  # a decoder's blocks read the side encoder, through its basis
@@ -67,10 +69,12 @@ def _start(
     if stack.final_norm is not None:
         copy_norm(side.norm, stack.final_norm, basis)
     if side.relative_bias is not None:
-        side.relative_bias.weight.copy_(relative_bias(stack))
+        with whole(stack.blocks[0].modules()):
+            side.relative_bias.weight.copy_(relative_bias(stack))
     for index, block in zip(stack.taps, side.blocks, strict=True):
         assert isinstance(block, SideBlock)
-        cut(block, stack, index, basis, memory, moments)
+        with whole(stack.blocks[index].modules()):  # one at a time: all of them may not fit
+            cut(block, stack, index, basis, memory, moments)
 
 
 def _select(moments: Moments, width: int) -> torch.Tensor:
