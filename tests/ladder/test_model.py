@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import tlfast
-from tests.models import CONFIGS, batch, digest, tiny
+from tests.models import BERT_LIKE, batch, digest, tiny
 from tlfast import LadderConfig, LadderModel
 
 
@@ -38,7 +38,7 @@ def plain_logits(model, inputs):
     return head.classifier(mu * own + (1 - mu) * side)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", BERT_LIKE)
 @pytest.mark.parametrize("gate", ["scalar", "channel"])
 def test_logits_equal_the_papers_equations(family, gate):
     model, inputs = ladder(family, gate=gate).eval(), batch()
