@@ -20,6 +20,22 @@ from .stack import Stack
 
 _INPUTS = ("input_ids", "inputs_embeds")
 _EMBEDDING = -1  # the input of block 0, beside the blocks' indices
+# settings that taps depend on and that neither weights nor BlockSpec show
+_SETTINGS = (
+    "position_embedding_type",
+    "rope_parameters",
+    "rope_theta",
+    "rope_scaling",
+    "layer_types",
+    "sliding_window",
+    "local_attention",
+    "attn_logit_softcapping",
+    "scale_embedding",
+    "scale_attn_weights",
+    "scale_attn_by_inverse_layer_idx",
+    "pos_att_type",
+    "position_biased_input",
+)
 
 
 @dataclass(frozen=True)
@@ -117,8 +133,9 @@ class FrozenBackbone(nn.Module):
     def fingerprint(self) -> str:
         """SHA-256 of all weights and settings the taps depend on; computed once, since they are frozen."""
         if self._fingerprint is None:
-            positions = getattr(self.config, "position_embedding_type", None)
-            settings = (self.model_type, [stack.spec for stack in self.stacks.values()], positions)
+            values = {name: getattr(self.config, name, None) for name in _SETTINGS}
+            given = sorted((name, _in_order(value)) for name, value in values.items() if value is not None)
+            settings = (self.model_type, [stack.spec for stack in self.stacks.values()], given)
             self._fingerprint = fingerprint(self.base, settings)
         return self._fingerprint
 
@@ -193,7 +210,7 @@ class FrozenBackbone(nn.Module):
         """One forward of a stack, padded and with whatever stands at padding; and the mask of its tokens."""
         shape = next((tuple(inputs[k].shape[:2]) for k in _INPUTS if inputs.get(k) is not None), None)
         past = 0 if cache is None else int(cache.get_seq_length())
-        mask = _check_mask(inputs.get("attention_mask"), shape, past)
+        mask = _check_mask(inputs.get("attention_mask"), shape, past, "decoder_" if stack.spec.cross else "")
         if shape is not None and 0 in shape:
             nothing = next(self.model.parameters()).new_zeros(*shape, stack.spec.width)
             return BackboneOutput(nothing, (nothing,) * len(stack.taps), nothing), mask
@@ -241,6 +258,11 @@ def _capture(stack: Stack) -> Iterator[dict[int, torch.Tensor]]:
             handle.remove()
 
 
+def _in_order(value: Any) -> Any:
+    """A setting whose repr does not depend on the order in which a dict was filled."""
+    return sorted((str(name), _in_order(inner)) for name, inner in value.items()) if isinstance(value, dict) else value
+
+
 def _cache_arguments(module: nn.Module, cache: Any) -> dict[str, Any]:
     """How this decoder takes a cache: transformers 5.20 renamed past_key_values."""
     names = inspect.signature(module.forward).parameters
@@ -257,7 +279,9 @@ def _last_hidden_state(output: Any) -> torch.Tensor:
     return output[0] if last is None else last
 
 
-def _check_mask(mask: torch.Tensor | None, shape: tuple[int, ...] | None, past: int) -> torch.Tensor | None:
+def _check_mask(
+    mask: torch.Tensor | None, shape: tuple[int, ...] | None, past: int, prefix: str
+) -> torch.Tensor | None:
     """(B, S) bool of the tokens given now."""
     if mask is None:
         return None
@@ -265,7 +289,9 @@ def _check_mask(mask: torch.Tensor | None, shape: tuple[int, ...] | None, past: 
         raise ValueError("attention_mask: this model's inputs are not tokens, and all positions count; leave it out")
     expected = (shape[0], shape[1] + past)
     if tuple(mask.shape) != expected:
-        raise ValueError(f"attention_mask: got {tuple(mask.shape)}; pass (B, S) = {expected}, nonzero where a token is")
+        raise ValueError(
+            f"{prefix}attention_mask: got {tuple(mask.shape)}; pass (B, S) = {expected}, nonzero where a token is"
+        )
     return mask[:, past:].bool()
 
 

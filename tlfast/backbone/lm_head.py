@@ -68,8 +68,11 @@ class LMHead:
         return logits if self.bias is None else logits + self.bias
 
     def fingerprint(self) -> str:
-        """What identifies it: its weights, or that they are the embedding's."""
-        return "tied" if self.tied else fingerprint({"weight": self.weight}, (self.scale, self.cap))
+        """What identifies it: "tied" or "untied", and a hash of its settings and of what weights it adds."""
+        own = {} if self.tied else {"weight": self.weight}
+        if self.bias is not None:
+            own["bias"] = self.bias
+        return f"{'tied' if self.tied else 'untied'}:{fingerprint(own, (self.scale, self.cap))}"
 
 
 def _bias(model: Any, head: Any) -> torch.Tensor | None:

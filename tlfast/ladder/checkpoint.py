@@ -138,10 +138,10 @@ def _check_head(folder: Path, model: LadderModel, saved: dict[str, Any]) -> None
     found = _head_fingerprint(model)
     if found == saved["lm_head"]:
         return
-    what = {"tied": "the embedding's weights"}
+    of_found, of_saved = (str(head).partition(":")[0] for head in (found, saved["lm_head"]))
     raise ValueError(
-        f"backbone: its language-model head is {what.get(str(found), 'one of its own')}, the ladder in {folder} was "
-        f"trained on {what.get(str(saved['lm_head']), 'another one')}; pass that model"
+        f"backbone: its language-model head ({of_found}) is not the one the ladder in {folder} was trained on "
+        f"({of_saved}): its weights, bias, scale or cap differ; pass that model"
     )
 
 
