@@ -6,12 +6,24 @@ from typing import Any
 
 import torch
 
+from ..backbone import FrozenBackbone
+
+
+def new_cache(backbone: FrozenBackbone) -> Any:
+    """An empty transformers cache for a decoder, or for an encoder-decoder's decoder."""
+    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+    if backbone.is_encoder_decoder:
+        return EncoderDecoderCache(DynamicCache(), DynamicCache())
+    return DynamicCache()
+
 
 class SideCache:
     """The part of a transformers cache that the side network uses: layers `first`, `first` + 1, ...
 
     Beam search reorders, and cropping cuts, all layers of a cache: so backbone and side network stay together.
     past: how many positions were cached when this was made, before the backbone's forward.
+    Raises ValueError for a cache that another model filled.
     """
 
     def __init__(self, cache: Any, first: int) -> None:
@@ -19,6 +31,12 @@ class SideCache:
         self.first = first
         self.own = getattr(cache, "self_attention_cache", cache)
         self.memory = getattr(cache, "cross_attention_cache", None)
+        layers = self.own.layers[first : first + 1]
+        if self.past != (layers[0].get_seq_length() if layers else 0):
+            raise ValueError(
+                f"past_key_values: it holds {self.past} positions of the backbone, and none of this ladder's side "
+                "network; pass an empty cache, or one that this ladder filled"
+            )
 
     def slots(self, index: int) -> tuple[Slot, Slot | None]:
         """Where side block `index` keeps what it attends to: its own sequence, and a decoder's memory."""

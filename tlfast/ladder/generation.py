@@ -46,7 +46,16 @@ def _ladder_class(own: type) -> type:
     def get_encoder(self: Any, *_: Any, **__: Any) -> nn.Module:
         return _Encoder(self._ladder)
 
-    return type(f"Ladder{own.__name__}", (own,), {"forward": forward, "get_encoder": get_encoder})
+    # with a static cache transformers makes a mask of every pair of positions, and compiles; a ladder makes its own
+    # masks, and its part of the cache grows
+    def create_masks_for_generate(_self: Any, attention_mask: Any = None, **_: Any) -> Any:
+        return attention_mask
+
+    def _valid_auto_compile_criteria(*_: Any, **__: Any) -> bool:
+        return False
+
+    overridden = (forward, get_encoder, create_masks_for_generate, _valid_auto_compile_criteria)
+    return type(f"Ladder{own.__name__}", (own,), {function.__name__: function for function in overridden})
 
 
 class _Encoder(nn.Module):

@@ -19,11 +19,18 @@ def problem_type(labels: torch.Tensor, num_labels: int, given: str | None) -> st
 
 
 def sequence_loss(logits: torch.Tensor, labels: torch.Tensor, problem: str) -> torch.Tensor:
-    """Mean cross-entropy, binary cross-entropy or squared error, in float32."""
+    """Mean cross-entropy, binary cross-entropy or squared error, in float32: logits (B, C).
+
+    labels: (B,) or (B, 1) classes; (B, C) floats of several labels or of a regression, for C = 1 also (B,).
+    """
     logits = logits.float()
+    expected = labels.shape[:1] if problem == "single_label_classification" else logits.shape
+    if labels.numel() != expected.numel() or labels.shape[:1] != logits.shape[:1]:
+        raise ValueError(
+            f"labels: shape {tuple(labels.shape)} does not fit logits of shape {tuple(logits.shape)}; "
+            f"pass {'(B,) classes' if problem == 'single_label_classification' else '(B, num_labels) numbers'}"
+        )
     if problem == "regression":
-        if labels.numel() != logits.numel():
-            raise ValueError(f"labels: shape {tuple(labels.shape)} does not fit logits of shape {tuple(logits.shape)}")
         return F.mse_loss(logits.reshape(-1), labels.reshape(-1).float())
     if problem == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(logits, labels.float())
@@ -36,7 +43,10 @@ def token_loss(logits: torch.Tensor, labels: torch.Tensor, num_items: int | torc
     The mean, or the sum over num_items: how many labels all batches of one optimizer step have, which Trainer counts.
     """
     if labels.shape != logits.shape[:-1]:
-        raise ValueError(f"labels: shape {tuple(labels.shape)} does not fit logits of shape {tuple(logits.shape)}")
+        raise ValueError(
+            f"labels: shape {tuple(labels.shape)} does not fit logits of shape {tuple(logits.shape)}; "
+            f"pass one label a token, {tuple(logits.shape[:-1])}"
+        )
     flat, targets = logits.float().flatten(0, -2), labels.reshape(-1)
     if num_items is None:
         return F.cross_entropy(flat, targets, ignore_index=IGNORED)

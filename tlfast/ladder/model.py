@@ -12,7 +12,7 @@ from torch import nn
 from ..backbone import BackboneOutput, EncoderDecoderOutput, FrozenBackbone, resolve_layers
 from ..backbone.stack import Stack
 from . import checkpoint, generation, tasks
-from .cache import SideCache
+from .cache import SideCache, new_cache
 from .config import LadderConfig
 from .heads import LanguageHead, SequenceHead, TokenHead
 from .initialisation import initialise
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers.utils import ModelOutput
 
 # What transformers' generation passes to every model and a ladder has no use for.
-_WITHOUT_MEANING = {"use_cache", "return_dict", "output_attentions", "output_hidden_states", "decoder_position_ids"}
+_WITHOUT_MEANING = {"return_dict", "output_attentions", "output_hidden_states", "decoder_position_ids"}
 
 
 class LadderModel(nn.Module):
@@ -128,7 +128,8 @@ class LadderModel(nn.Module):
         labels: torch.Tensor | None = None,
         past_key_values: Any = None,
         cache: Any = None,
-        logits_to_keep: int = 0,
+        use_cache: bool = False,
+        logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: int | torch.Tensor | None = None,
         **others: Any,
     ) -> ModelOutput:
@@ -137,8 +138,9 @@ class LadderModel(nn.Module):
         labels: (B,) classes, floats for regression, (B, num_labels) floats for multi-label; (B, S) classes for tokens;
             (B, S) token ids for causal-lm, which are shifted here; (B, T) target ids for seq2seq-lm, from which the
             decoder's inputs are made. -100 is ignored wherever labels are tokens.
-        logits_to_keep: give logits of that many last positions; 0 for all. past_key_values (cache, as transformers 5.20
-            calls it): a transformers cache, which then holds the side network's keys and values too.
+        logits_to_keep: give logits of that many last positions, or of those a tensor names; 0 for all.
+        past_key_values (cache, as transformers 5.20 calls it): a transformers cache, which then holds the side
+            network's keys and values too, and is returned. use_cache: make one where none is given.
         num_items_in_batch: how many labels an optimizer step has in all its batches and processes; Trainer passes it.
             The loss is then the sum over them divided by it.
         """
@@ -157,6 +159,15 @@ class LadderModel(nn.Module):
             "decoder_inputs_embeds": decoder_inputs_embeds,
         }
         inputs = {name: value for name, value in given.items() if value is not None}
+        past = cache if cache is not None else past_key_values
+        if past is None and use_cache and self.num_labels is None:
+            past = new_cache(self.backbone)
+        extras = {
+            "encoder_outputs": encoder_outputs is not None,
+            "past_key_values": past is not None,
+            "logits_to_keep": not (isinstance(logits_to_keep, int) and logits_to_keep == 0),
+        }
+        tasks.check_inputs(self.backbone, self.task, [*inputs, *(name for name, passed in extras.items() if passed)])
         if labels is not None and self.side_encoder is not None:
             inputs = self._with_decoder_inputs(inputs | {"labels": labels})
             inputs.pop("labels")
@@ -164,13 +175,13 @@ class LadderModel(nn.Module):
             if not self.calibrated:  # set where DistributedDataParallel sent the first process's weights
                 self.calibrate([inputs])
             self._ready = True
-        past = cache if cache is not None else past_key_values
         side, last = self._states(inputs, encoder_outputs, past)
-        if logits_to_keep:
-            side, last = side[:, -logits_to_keep:], last[:, -logits_to_keep:]
+        if extras["logits_to_keep"]:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            side, last = side[:, kept], last[:, kept]
         logits = self._logits(side, last, attention_mask)
         loss = None if labels is None else self._loss(logits, labels, num_items_in_batch)
-        return _output_class(self.task)(loss=loss, logits=logits)
+        return _output(self.task, loss, logits, past)
 
     def climb(
         self,
@@ -207,6 +218,11 @@ class LadderModel(nn.Module):
             encoder, memory = self.encode(**inputs)
             hidden = encoder.last_hidden_state
         else:
+            if getattr(encoder_outputs, "side_hidden_state", None) is None:
+                raise ValueError(
+                    "encoder_outputs: they hold no side_hidden_state, which a ladder's decoder reads; pass input_ids, "
+                    "or what generate made of them"
+                )
             hidden, memory = encoder_outputs.last_hidden_state, encoder_outputs.side_hidden_state
         output = self.backbone.decode(hidden, mask, cache=past, **decoder_inputs)
         key_mask = _bool(decoder_inputs.get("decoder_attention_mask"))
@@ -295,16 +311,20 @@ def _wanted(stack: Stack, argument: str, layers: Any) -> tuple[int, ...]:
     return wanted
 
 
-def _output_class(task: str) -> Any:
+def _output(task: str, loss: torch.Tensor | None, logits: torch.Tensor, past: Any) -> Any:
     from transformers import modeling_outputs as outputs
 
-    return {
+    output_class: Any = {
         "sequence-classification": outputs.SequenceClassifierOutput,
         "token-classification": outputs.TokenClassifierOutput,
         "image-classification": outputs.ImageClassifierOutput,
         "causal-lm": outputs.CausalLMOutputWithPast,
         "seq2seq-lm": outputs.Seq2SeqLMOutput,
     }[task]
+    if past is None:
+        return output_class(loss=loss, logits=logits)
+    name = "cache" if "cache" in output_class.__dataclass_fields__ else "past_key_values"
+    return output_class(loss=loss, logits=logits, **{name: past})
 
 
 def _bool(mask: torch.Tensor | None) -> torch.Tensor | None:

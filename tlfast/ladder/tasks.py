@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ..backbone import FrozenBackbone
 from .losses import PROBLEMS
 
@@ -27,6 +29,24 @@ def check(backbone: FrozenBackbone, task: str, num_labels: int | None, problem: 
         raise ValueError(f"problem_type: {problem!r} is not available; allowed: {', '.join(map(repr, PROBLEMS))}")
     if problem is not None and task != "sequence-classification":
         raise ValueError(f"problem_type: only sequence-classification has one, and the task is {task!r}; leave it out")
+
+
+def check_inputs(backbone: FrozenBackbone, task: str, given: Iterable[str]) -> None:
+    """TypeError for an input that nothing would read, where the table of families says what the backbone reads."""
+    if backbone.stack.parts is None:
+        return
+    given = set(given)
+    reads = getattr(backbone.base, "main_input_name", "input_ids")
+    if reads == "pixel_values" and reads not in given:
+        raise TypeError(f"pixel_values: missing; this {backbone.model_type} backbone reads images")
+    if reads != "pixel_values" and "pixel_values" in given:
+        raise TypeError(f"pixel_values: this {backbone.model_type} backbone reads text; pass input_ids")
+    unread = {name for name in given if name.startswith("decoder_") or name == "encoder_outputs"}
+    if unread and not backbone.is_encoder_decoder:
+        raise TypeError(f"{min(unread)}: this {backbone.model_type} backbone is no encoder-decoder; leave it out")
+    unread = given & {"past_key_values", "logits_to_keep"}
+    if unread and task not in GENERATION:
+        raise TypeError(f"{min(unread)}: a ladder for {task!r} has no use for it; leave it out")
 
 
 def _unfit(backbone: FrozenBackbone, task: str) -> str | None:
