@@ -1,21 +1,53 @@
-"""Readers for labelled text and what turns them into batches."""
+"""Readers for text, pairs, tags, documents and images, and what turns them into batches."""
 
+from .batches import IGNORED, PadBatch, stack_batch
+from .blocks import cut_blocks, tokenise_prompts
+from .conll import Sentences, read_conll
+from .documents import Documents, read_documents
 from .errors import InputError
-from .labels import Labels, fit_labels, split_dev
+from .images import Images, read_image_classes, read_images
+from .label_sets import LabelSets, fit_label_sets
+from .labels import Labels, fit_classes, fit_labels
+from .pixels import ImageDataset
 from .read import Examples, read_examples
-from .tokens import LengthBuckets, PadBatch, TokenDataset
-from .write import check_suffix, format_rows
+from .seq2seq import tokenise_pairs
+from .split import split_dev, split_random, split_stratified
+from .tokens import LengthBuckets, TokenDataset
+from .words import encode_tags, fit_tags, tokenise_words
+from .write import check_suffix, format_conll, format_rows
 
 __all__ = [
+    "IGNORED",
+    "Documents",
     "Examples",
+    "ImageDataset",
+    "Images",
     "InputError",
+    "LabelSets",
     "Labels",
     "LengthBuckets",
     "PadBatch",
+    "Sentences",
     "TokenDataset",
     "check_suffix",
+    "cut_blocks",
+    "encode_tags",
+    "fit_classes",
+    "fit_label_sets",
     "fit_labels",
+    "fit_tags",
+    "format_conll",
     "format_rows",
+    "read_conll",
+    "read_documents",
     "read_examples",
+    "read_image_classes",
+    "read_images",
     "split_dev",
+    "split_random",
+    "split_stratified",
+    "stack_batch",
+    "tokenise_pairs",
+    "tokenise_prompts",
+    "tokenise_words",
 ]

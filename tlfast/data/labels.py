@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import random
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .errors import InputError
+from .images import Images
 from .read import Examples
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
@@ -29,24 +30,33 @@ class Labels:
         """The number of logits: the classes, or 1 for regression."""
         return len(self.names) or 1
 
-    def encode(self, examples: Examples) -> list[int] | list[float]:
+    def encode(self, examples: Examples | Images) -> list[int] | list[float]:
         """The labels of a file as class indices, or as floats for regression.
 
-        Raises InputError, naming the line, for a class that is not in `names` or a number that is not finite.
+        Raises InputError, naming the line or image, for a class that is not in `names` or a number that is not finite.
         """
         labels = _raw(examples)
         if self.regression:
             return [_number(examples, i) for i in range(len(labels))]
-        index = {name: i for i, name in enumerate(self.names)}
+        index = self.index
         encoded = []
-        for label, line in zip(map(_class_name, labels), examples.lines, strict=True):
+        for i, label in enumerate(map(_class_name, labels)):
             if label not in index:
-                raise InputError(
-                    f"{examples.path}, line {line}: the label {label!r} is not in the training data, which has "
-                    f"{_listing(self.names)}; correct it or add examples of it to the training file"
-                )
+                raise InputError(f"{examples.where(i)}: {self.unknown(label)}")
             encoded.append(index[label])
         return encoded
+
+    @property
+    def index(self) -> dict[str, int]:
+        """The place of each class."""
+        return {name: i for i, name in enumerate(self.names)}
+
+    def unknown(self, label: str, what: str = "label") -> str:
+        """What an error says of a label that is not a class."""
+        return (
+            f"the {what} {label!r} is not in the training data, which has {_listing(self.names)}; "
+            f"correct it or add examples of it to the training data"
+        )
 
 
 def fit_labels(train: Examples) -> Labels:
@@ -57,43 +67,31 @@ def fit_labels(train: Examples) -> Labels:
     Raises InputError where there is only one class or one target value, or a target is NaN or infinite.
     """
     raw = _raw(train)
-    names = {_class_name(label) for label in raw}
-    whole = all(_INTEGER.fullmatch(name) for name in names)
-    regression = not whole and all(_is_number(label) for label in raw)
-    if regression:
-        different = len({_number(train, i) for i in range(len(raw))})
-    else:
-        different = len(names)
+    names = in_order(raw)
+    regression = not all(map(_INTEGER.fullmatch, names)) and all(map(_is_number, raw))
+    different = len({_number(train, i) for i in range(len(raw))}) if regression else len(names)
     if different < 2:
         raise InputError(f"{train.path}: every row has the label {raw[0]!r}; add rows with at least one other label")
-    if regression:
-        return Labels(())
-    return Labels(tuple(sorted(names, key=int) if whole else sorted(names)))
+    return Labels(() if regression else names)
 
 
-def split_dev(train: Examples, seed: int) -> tuple[Examples, Examples]:
-    """Split off a tenth for dev, stratified by label (for regression: by the target's size), the same for a seed.
-
-    Every class keeps at least one row for training. Raises InputError where there are fewer than 10 rows.
-    """
-    if len(train) < 10:
-        raise InputError(f"{train.path}: {len(train)} rows are too few to split a dev set off; pass a dev file")
-    labels = fit_labels(train)
-    targets = labels.encode(train)
-    order = list(range(len(train)))
-    random.Random(seed).shuffle(order)
-    order.sort(key=lambda i: targets[i])  # stable: shuffled within a class, so every tenth is a stratified draw
-    first = {} if labels.regression else {targets[i]: i for i in reversed(order)}
-    dev = sorted(i for i in order[5::10] if first.get(targets[i]) != i)
-    if not dev:
-        raise InputError(f"{train.path}: nearly every row is the only one of its class; pass a dev file")
-    held = set(dev)
-    return train.select(i for i in range(len(train)) if i not in held), train.select(dev)
+def fit_classes(train: Images) -> Labels:
+    """The folders' names as classes, sorted (whole numbers by value); InputError where there is only one."""
+    names = in_order(_raw(train))
+    if len(names) < 2:
+        raise InputError(f"{train.path}: there is only the class {names[0]!r}; add a folder of at least one other")
+    return Labels(names)
 
 
-def _raw(examples: Examples) -> list[str]:
+def in_order(labels: Iterable[str]) -> tuple[str, ...]:
+    """The different classes among labels: whole numbers by value, anything else as text."""
+    names = set(map(_class_name, labels))
+    return tuple(sorted(names, key=int) if all(map(_INTEGER.fullmatch, names)) else sorted(names))
+
+
+def _raw(examples: Examples | Images) -> list[str]:
     if examples.labels is None:
-        raise ValueError(f"{examples.path} was read without labels; pass label_column to read_examples")
+        raise ValueError(f"{examples.path} was read without labels; read it with them")
     return examples.labels
 
 
@@ -110,12 +108,12 @@ def _is_number(label: str) -> bool:
     return "_" not in label  # float("1_0") is 10, but nobody means that in a file
 
 
-def _number(examples: Examples, index: int) -> float:
-    label, line = _raw(examples)[index], examples.lines[index]
+def _number(examples: Examples | Images, index: int) -> float:
+    label = _raw(examples)[index]
     if not _is_number(label):
-        raise InputError(f"{examples.path}, line {line}: the label {label!r} is not a number; the training labels are")
+        raise InputError(f"{examples.where(index)}: the label {label!r} is not a number; the training labels are")
     if not math.isfinite(float(label)):
-        raise InputError(f"{examples.path}, line {line}: the label is {label}; give a finite number or remove the row")
+        raise InputError(f"{examples.where(index)}: the label is {label}; give a finite number or remove the row")
     return float(label)
 
 

@@ -7,9 +7,10 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from .errors import InputError
+from .lines import read_lines
 from .write import check_suffix
 
 Row = tuple[int, dict[str, str]]
@@ -26,9 +27,15 @@ class Examples:
     pairs: list[str] | None
     labels: list[str] | None
     lines: list[int]
+    unit: ClassVar[str] = "rows"
+    source: ClassVar[str] = "file"
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def where(self, index: int) -> str:
+        """What an error about a row begins with."""
+        return f"{self.path}, line {self.lines[index]}"
 
     def select(self, indices: Iterable[int]) -> Examples:
         """The rows at `indices`, in that order."""
@@ -45,19 +52,21 @@ def read_examples(
     label_column: str | None = "label",
     pair_column: str = "text_pair",
     pairs: bool | None = None,
+    empty_labels: bool = False,
 ) -> Examples:
     """Read a UTF-8 file with a header (.tsv, .csv) or one JSON object a line (.jsonl).
 
     text_column, label_column: names in the header; label_column=None reads no labels.
     pair_column: the second text of sentence pairs. pairs: True: it must be there; False: it is not read; None: it is
         read where it exists.
+    empty_labels: whether a label may be empty, as where a row may have any number of labels.
     In .tsv a quote is a character like any other; in .csv fields may be quoted as RFC 4180 says.
     Raises InputError, with the line number where there is one, for a missing or empty file, another extension, a
     missing column, a ragged row, bad UTF-8, malformed JSON, an empty text or label.
     """
     path = Path(path)
     reader = _READERS[check_suffix(path)]
-    columns, rows = reader(path, _read_lines(path))
+    columns, rows = reader(path, read_lines(path, "a header and rows"))
     if pairs is None:
         pairs = pair_column in columns
     wanted = [text_column, *([pair_column] if pairs else []), *([label_column] if label_column is not None else [])]
@@ -69,37 +78,12 @@ def read_examples(
         if pairs:
             seconds.append(_value(path, line, row, pair_column))
         if label_column is not None:
-            labels.append(_value(path, line, row, label_column).strip())
+            labels.append(
+                (row.get(label_column, "") if empty_labels else _value(path, line, row, label_column)).strip()
+            )
     if not lines:
         raise InputError(f"{path}: the file has a header and no rows; add data")
     return Examples(path, texts, seconds if pairs else None, labels if label_column is not None else None, lines)
-
-
-def _read_lines(path: Path) -> list[str]:
-    """The file's lines, without line ends and without blank lines at its end.
-
-    Only \\n and \\r\\n end a line: str.splitlines would also split at characters such as U+0085 inside a text.
-    """
-    if path.is_dir():
-        raise InputError(f"{path}: this is a folder; pass a file")
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file; check the path") from None
-    except PermissionError:
-        raise InputError(f"{path}: the file may not be read; change its permissions") from None
-    lines = []
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        try:
-            lines.append(line.removesuffix(b"\r").decode("utf-8"))
-        except UnicodeDecodeError as error:
-            at = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
-            raise InputError(f"{path}, line {number}: not UTF-8 ({at}); convert the file to UTF-8") from None
-    while lines and not lines[-1].strip():
-        lines.pop()
-    if not lines:
-        raise InputError(f"{path}: the file is empty; it needs a header and rows")
-    return lines
 
 
 def _read_tsv(path: Path, lines: list[str]) -> tuple[list[str], Iterator[Row]]:

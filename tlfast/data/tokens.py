@@ -1,9 +1,8 @@
-"""Tokenised texts, batches padded as little as possible, and an order that keeps similar lengths together."""
+"""Tokenised texts, and an order that keeps similar lengths together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,28 +10,27 @@ from torch.utils.data import Dataset, Sampler
 
 from .read import Examples
 
-_PAD_MULTIPLE = 8
 _POOL_BATCHES = 50
 
 
 class TokenDataset(Dataset):
     """Tokenised examples: item i is a dict of lists (input_ids, attention_mask ...) and, with targets, `labels`.
 
-    columns: name -> one entry an example. truncated: how many texts lost their end to max_length.
+    columns: name -> one entry an example. cut: the examples that lost their end to a greatest length.
     """
 
-    def __init__(self, columns: Mapping[str, list], truncated: int = 0) -> None:
+    def __init__(self, columns: Mapping[str, list], cut: Sequence[int] = ()) -> None:
         self.columns = dict(columns)
-        self.truncated = truncated
+        self.cut = tuple(cut)
         self.lengths = [len(ids) for ids in self.columns["input_ids"]]
 
     @classmethod
     def tokenise(
-        cls, examples: Examples, tokenizer: Any, max_length: int, targets: Sequence[int | float] | None = None
+        cls, examples: Examples, tokenizer: Any, max_length: int, targets: Sequence[Any] | None = None
     ) -> TokenDataset:
         """Tokenise texts or pairs with a transformers tokenizer, special tokens included, at most max_length tokens."""
         columns = dict(tokenizer(examples.texts, examples.pairs, truncation=False, verbose=False))
-        long = [i for i, ids in enumerate(columns["input_ids"]) if len(ids) > max_length]
+        long = longer_than(columns["input_ids"], max_length)
         if long:
             cut = examples.select(long)
             short = tokenizer(cut.texts, cut.pairs, truncation=True, max_length=max_length)
@@ -41,7 +39,12 @@ class TokenDataset(Dataset):
                     column[i] = values
         if targets is not None:
             columns["labels"] = list(targets)
-        return cls(columns, len(long))
+        return cls(columns, long)
+
+    @property
+    def truncated(self) -> int:
+        """How many examples lost their end."""
+        return len(self.cut)
 
     def select(self, indices: Sequence[int]) -> TokenDataset:
         """The examples at `indices`, in that order."""
@@ -54,35 +57,9 @@ class TokenDataset(Dataset):
         return {name: column[index] for name, column in self.columns.items()}
 
 
-@dataclass(frozen=True)
-class PadBatch:
-    """Collate items of a TokenDataset into int64 tensors (B, S), labels (B,) int64 or float32.
-
-    S is the longest item's length rounded up to a multiple of 8, but never above max_length.
-    """
-
-    pad_token_id: int
-    pad_token_type_id: int
-    max_length: int
-
-    @classmethod
-    def of(cls, tokenizer: Any, max_length: int) -> PadBatch:
-        """Pad as the tokenizer does; ValueError for one without a padding token."""
-        if tokenizer.pad_token_id is None:
-            raise ValueError("tokenizer: it has no padding token; set tokenizer.pad_token")
-        return cls(tokenizer.pad_token_id, tokenizer.pad_token_type_id, max_length)
-
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        longest = max(len(item["input_ids"]) for item in items)
-        length = min(-(-longest // _PAD_MULTIPLE) * _PAD_MULTIPLE, max(self.max_length, longest))
-        fill = {"input_ids": self.pad_token_id, "token_type_ids": self.pad_token_type_id, "attention_mask": 0}
-        batch = {}
-        for name in items[0]:
-            values = [item[name] for item in items]
-            if name != "labels":
-                values = [row + [fill[name]] * (length - len(row)) for row in values]
-            batch[name] = torch.tensor(values)
-        return batch
+def longer_than(rows: Sequence[Sequence[int]], length: int) -> list[int]:
+    """The indices of the rows with more than `length` tokens."""
+    return [i for i, ids in enumerate(rows) if len(ids) > length]
 
 
 class LengthBuckets(Sampler[int]):

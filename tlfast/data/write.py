@@ -10,6 +10,8 @@ from typing import Any
 
 from .errors import InputError
 
+TABLES = (".tsv", ".csv", ".jsonl")
+
 
 def format_rows(rows: list[dict[str, Any]], suffix: str) -> str:
     """Rows with the same keys as the text of a .tsv, .csv or .jsonl file.
@@ -29,9 +31,15 @@ def format_rows(rows: list[dict[str, Any]], suffix: str) -> str:
     return "".join("\t".join(line) + "\n" for line in table)
 
 
-def check_suffix(path: Path, known: tuple[str, ...] = (".tsv", ".csv", ".jsonl")) -> str:
+def check_suffix(path: Path, known: tuple[str, ...] = TABLES) -> str:
     """The path's extension in lower case; InputError where it is not a known one."""
     suffix = path.suffix.lower()
     if suffix not in known:
         raise InputError(f"{path}: the extension {path.suffix!r} is not known; use one of {', '.join(known)}")
     return suffix
+
+
+def format_conll(sentences: list[dict[str, Any]]) -> str:
+    """Sentences (`tokens` and `tags`, lists of equal length) as CoNLL text: token, tab, tag; blank lines between."""
+    blocks = (zip(sentence["tokens"], sentence["tags"], strict=True) for sentence in sentences)
+    return "\n".join("".join(f"{token}\t{tag}\n" for token, tag in block) for block in blocks)

@@ -1,0 +1,40 @@
+"""Images as the pixels a backbone reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from .images import open_image
+
+
+class ImageDataset(Dataset):
+    """Images that are opened when they are asked for: item i has `pixel_values` and, with targets, `labels`.
+
+    processor: a transformers image processor. Asking for a broken image raises InputError.
+    """
+
+    truncated = 0
+
+    def __init__(self, files: Sequence[Path], processor: Any, targets: Sequence[int] | None = None) -> None:
+        self.files = files
+        self.processor = processor
+        self.targets = targets
+        self.lengths = [1] * len(files)
+
+    def select(self, indices: Sequence[int]) -> ImageDataset:
+        """The images at `indices`, in that order."""
+        chosen = Images(Path(), [self.files[i] for i in indices], None)
+        return ImageDataset(
+            chosen, self.processor, None if self.targets is None else [self.targets[i] for i in indices]
+        )
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        pixels = self.processor(images=open_image(self.files[index]), return_tensors="pt")["pixel_values"][0]
+        return {"pixel_values": pixels} | ({} if self.targets is None else {"labels": self.targets[index]})
