@@ -35,6 +35,7 @@ from tlfast.training import (
 )
 from tlfast.training.callbacks import StopRequest
 from tlfast.training.folder import last_checkpoint, writing_to
+from tlfast.training.scores import ClassScoring, NumberScoring
 
 WORDS = 40
 SETTINGS = Settings(epochs=3, batch_size=8, learning_rates=(0.1,), seed=1)
@@ -85,7 +86,8 @@ def make_dataset(count: int, seed: int, regression: bool = False) -> TokenDatase
 
 def make_data(regression: bool = False) -> TaskData:
     pad = PadBatch(pad_token_id=0, pad_token_type_id=0, max_length=32)
-    return TaskData(make_dataset(60, 0, regression), make_dataset(30, 1, regression), pad, regression)
+    scoring = NumberScoring() if regression else ClassScoring()
+    return TaskData(make_dataset(60, 0, regression), make_dataset(30, 1, regression), pad, scoring)
 
 
 def state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -257,7 +259,7 @@ def test_batches_for_calibration_and_measuring():
     data = make_data()
     batches = calibration_batches(data, seed=0, batch_size=16)
     assert sum(len(batch["input_ids"]) for batch in batches) == 60
-    assert all("labels" not in batch for batch in batches)
+    assert all(batch["labels"].shape == (len(batch["input_ids"]),) for batch in batches)
     assert torch.equal(batches[0]["input_ids"], calibration_batches(data, seed=0, batch_size=16)[0]["input_ids"])
     batch = typical_batch(data, 8)
     assert batch["labels"].shape == (8,)

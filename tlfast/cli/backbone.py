@@ -20,7 +20,10 @@ _POSITION_OFFSET = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}  # positions
 
 @dataclass(frozen=True)
 class LoadedBackbone:
-    """A transformers model in float32, its tokenizer, and the most tokens a text may have; name finds it again."""
+    """A transformers model in float32, its tokenizer (or image processor), and the most tokens a text may have.
+
+    name finds it again. max_length is 0 where it reads images.
+    """
 
     name: str
     model: nn.Module
@@ -48,37 +51,47 @@ def find_backbone(name: str) -> str:
     return name
 
 
-def load_backbone(name: str) -> LoadedBackbone:
+def load_backbone(
+    name: str, model_class: str = "AutoModel", preprocessor_class: str = "AutoTokenizer", **settings: Any
+) -> LoadedBackbone:
     """Load model and tokenizer in float32 from a folder, a Hugging Face name, or "minilm".
 
-    Raises InputError where they are missing, damaged or cannot be fetched.
+    model_class, preprocessor_class: of transformers; settings: for the latter.
+    Raises InputError where they are missing, damaged, of another kind, or cannot be fetched.
     """
     from safetensors import SafetensorError
 
     source = find_backbone(name)
     try:
-        model, tokenizer = _load(source)
+        model, tokenizer = _load(source, model_class, preprocessor_class, settings)
     except (OSError, ValueError, SafetensorError) as error:  # what transformers raises for files it cannot use
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).partition(" Model type should be one of ")[0]  # and hundreds of names
         raise InputError(f"backbone {name!r}: cannot be loaded ({reason}); pass another or mend its files") from error
+    found = name if name == MINILM else source
+    if preprocessor_class != "AutoTokenizer":
+        return LoadedBackbone(found, model, tokenizer, 0)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # transformers makes an empty one where files are missing
         raise InputError(f"backbone {name!r}: its tokenizer has no vocabulary; add tokenizer.json or vocab.txt")
-    return LoadedBackbone(name if name == MINILM else source, model, tokenizer, _max_length(model.config, tokenizer))
+    return LoadedBackbone(found, model, tokenizer, _max_length(model.config, tokenizer))
 
 
-def _load(source: str) -> tuple[nn.Module, Any]:
-    """Model and tokenizer; a Hugging Face name from the cache, and only where that lacks it from the network."""
-    from transformers import AutoModel, AutoTokenizer
+def _load(source: str, model_class: str, preprocessor_class: str, settings: dict[str, Any]) -> tuple[nn.Module, Any]:
+    """Model and preprocessor; a Hugging Face name from the cache, and only where that lacks it from the network."""
+    import transformers
+
+    model, preprocessor = getattr(transformers, model_class), getattr(transformers, preprocessor_class)
+
+    def load(**where: Any) -> tuple[nn.Module, Any]:
+        prepared = preprocessor.from_pretrained(source, **settings, **where)
+        return _whole(*model.from_pretrained(source, output_loading_info=True, **where)), prepared
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-        return _whole(*AutoModel.from_pretrained(source, local_files_only=True, output_loading_info=True)), tokenizer
+        return load(local_files_only=True)
     except OSError:
         if Path(source).exists():
             raise
     note(f"{source} is not in the cache; fetching it from Hugging Face")
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    return _whole(*AutoModel.from_pretrained(source, output_loading_info=True)), tokenizer
+    return load()
 
 
 def _whole(model: nn.Module, loading: Any) -> nn.Module:

@@ -1,9 +1,11 @@
-"""tlfast ladder: train a ladder on labelled texts, score it, predict with it."""
+"""tlfast ladder: train a ladder on texts, tags, images or running text, score it, predict with it."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -11,20 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..data import InputError, PadBatch, TokenDataset, check_suffix, format_rows
+from ..data import InputError
 from .backbone import LoadedBackbone, load_backbone
 from .output import emit, note, on_terminal, quiet_libraries
 
 if TYPE_CHECKING:
     from ..backbone import FrozenBackbone
     from ..ladder import LadderConfig, LadderModel
-    from ..training import Fit, RunFolder, Settings, TaskData, TextTask
+    from ..training import Fit, RunFolder, Settings, Task, TaskData
+    from ..training.evaluation import LabelledDataset
 
-app = typer.Typer(help="Ladder side-tuning on labelled texts.", no_args_is_help=True)
+app = typer.Typer(help="Ladder side-tuning of a frozen model.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 ModelFolder = Annotated[Path, typer.Option("--model", help="The --out folder of a training run.")]
-DataFile = Annotated[Path, typer.Option("--data", help="Texts: .tsv, .csv or .jsonl with a header.")]
+DataFile = Annotated[Path, typer.Option("--data", help="A file, or a folder of images, as in training.")]
 OtherBackbone = Annotated[
     str | None, typer.Option("--backbone", help="The backbone, where it is not where it was in training.")
 ]
@@ -33,22 +36,53 @@ OtherBackbone = Annotated[
 @app.command()
 def train(
     backbone: Annotated[str, typer.Option(help='Folder or Hugging Face name of the frozen model, or "minilm".')],
-    train_file: Annotated[Path, typer.Option("--train", help="Training data: .tsv, .csv or .jsonl with a header.")],
+    train_file: Annotated[
+        Path,
+        typer.Option(
+            "--train",
+            help="Training data: .tsv, .csv or .jsonl with a header; for token-classification a CoNLL file; for "
+            "image-classification a folder with one for each class; for causal-lm also .txt.",
+        ),
+    ],
     test_file: Annotated[Path, typer.Option("--test", help="Test data; read once, after selection.")],
     out: Annotated[Path, typer.Option(help="Folder for the model, metrics.json, curve.png and checkpoints.")],
+    task: Annotated[
+        str,
+        typer.Option(
+            help="sequence-classification (which covers regression and --multi-label), token-classification, "
+            "image-classification, causal-lm or seq2seq-lm."
+        ),
+    ] = "sequence-classification",
     dev_file: Annotated[
         Path | None, typer.Option("--dev", help="Data that select; without it a seeded tenth of the training data.")
     ] = None,
-    text_column: Annotated[str, typer.Option(help="Name of the column of texts.")] = "text",
-    label_column: Annotated[str, typer.Option(help="Name of the column of labels.")] = "label",
+    text_column: Annotated[str | None, typer.Option(help="Name of the column of texts; default: text.")] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="Name of the column of labels, or of texts to write; default: label.")
+    ] = None,
     pair_column: Annotated[
         str | None, typer.Option(help="Name of the column of second texts; default: text_pair, where there is one.")
+    ] = None,
+    multi_label: Annotated[
+        bool, typer.Option("--multi-label", help='A row has any number of labels, separated by "|".')
+    ] = False,
+    token_column: Annotated[
+        int | None, typer.Option(help="Column of words in a CoNLL file, from 0; default: the first.")
+    ] = None,
+    tag_column: Annotated[
+        int | None, typer.Option(help="Column of tags in a CoNLL file, negative from the end; default: the last.")
+    ] = None,
+    block_size: Annotated[
+        int | None, typer.Option(help="Tokens of a block of running text; default: 512, or the model's most.")
     ] = None,
     reduction: Annotated[int, typer.Option(min=1, help="The side network is this many times narrower.")] = 8,
     epochs: Annotated[int, typer.Option(min=1)] = 3,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     lr: Annotated[str, typer.Option(help="Learning rate; of several, separated by commas, dev chooses.")] = "1e-3",
     layers: Annotated[str, typer.Option(help='Blocks with a rung: "all" or indices separated by commas.')] = "all",
+    decoder_layers: Annotated[
+        str | None, typer.Option(help="The same for the decoder of an encoder-decoder; default: as --layers.")
+    ] = None,
     init: Annotated[str, typer.Option(help="How the side network starts: prune, pca or random.")] = "prune",
     dropout: Annotated[float | None, typer.Option(help="Of the side network; default: the backbone's own.")] = None,
     precision: Annotated[str, typer.Option(help="Of the frozen weights.")] = "fp32",
@@ -60,17 +94,26 @@ def train(
     quiet_libraries()
     from .. import training
 
-    rates, config = _learning_rates(lr), _config(reduction, layers, init, dropout)
-    if not test_file.is_file():
-        raise InputError(f"{test_file}: there is no such file; check the path")
+    kind = _kind(task)
+    own_options = _own_options(
+        kind.of,
+        kind.name,
+        text_column=text_column,
+        label_column=label_column,
+        pair_column=pair_column,
+        multi_label=multi_label or None,
+        token_column=token_column,
+        tag_column=tag_column,
+        block_size=block_size,
+    )
+    rates, config = _learning_rates(lr), _config(reduction, layers, decoder_layers, init, dropout)
+    _check_test(test_file, kind)
     settings = training.Settings(epochs, batch_size, rates, seed=seed)
-    columns = training.Columns(text_column, label_column, pair_column or "text_pair")
-    loaded = load_backbone(backbone)
+    loaded = _load_backbone(backbone, kind)
     frozen = _freeze(loaded, precision)
-    pairs = True if pair_column else None
     with _settings_of_the_user():  # a tokenizer that cannot pad
-        task, data = training.prepare(
-            train_file, dev_file, columns, loaded.tokenizer, loaded.max_length, seed, loaded.name, pairs
+        fitted, data = training.load_data(
+            kind.of(loaded.max_length, loaded.name, **own_options), train_file, dev_file, loaded.tokenizer, seed
         )
     _note_truncated(train_file, data.train.truncated, loaded.max_length)
     identity = {
@@ -80,7 +123,8 @@ def train(
         "precision": precision,
         "train_sha256": training.file_digest(train_file),
         "dev_sha256": None if dev_file is None else training.file_digest(dev_file),
-        "columns": asdict(columns),
+        "task": kind.name,
+        **fitted.settings(),
         "ladder": config.to_dict(),
         "training": asdict(settings),
     }
@@ -91,12 +135,12 @@ def train(
     try:
         with run.session(identity, resume):
             if not run.finished:
-                fit = _fit(frozen, config, data, task, settings, run, resume, as_json)
-                test = _read_test(task, test_file, loaded)
+                fit = _fit(frozen, config, data, fitted, settings, run, resume, as_json)
+                test = _read_test(fitted, test_file, loaded)
                 metrics = training.results(fit, data, test, settings)
                 metrics |= _cost(fit, data, settings) | {"settings": identity, "test_sha256": test_digest}
                 title = f"{train_file.stem}: ladder on {backbone}, reduction {reduction}"
-                training.write_results(run, fit, task, loaded.tokenizer, metrics, title)
+                training.write_results(run, fit, fitted, loaded.tokenizer, metrics, title)
     except (training.InterruptedTraining, KeyboardInterrupt):
         kept = "run the same command with --resume to go on" if run.has_checkpoint() else "there is nothing to resume"
         note(f"interrupted; {kept}")
@@ -109,15 +153,15 @@ def train(
 def evaluate(
     model_folder: ModelFolder, data_file: DataFile, backbone: OtherBackbone = None, as_json: Json = False
 ) -> None:
-    """Score a trained ladder on a file with labels."""
+    """Score a trained ladder on data with labels."""
     quiet_libraries()
     from .. import training
 
     model, task, loaded = _load(model_folder, backbone)
     dataset = task.dataset(task.read(data_file, labelled=True), loaded.tokenizer)
     _note_truncated(data_file, dataset.truncated, task.max_length)
-    pad = PadBatch.of(loaded.tokenizer, task.max_length)
-    scores = training.evaluate(model, dataset, pad, task.labels.regression)
+    collate, scoring = task.collate(loaded.tokenizer), task.scoring(loaded.tokenizer)
+    scores = training.evaluate_test(model, dataset, collate, scoring)
     emit(scores, ["  ".join(f"{name} {_figure(value)}" for name, value in scores.items())], as_json)
 
 
@@ -125,25 +169,61 @@ def evaluate(
 def predict(
     model_folder: ModelFolder,
     data_file: DataFile,
-    out: Annotated[Path | None, typer.Option(help="A .tsv, .csv or .jsonl file; default: standard output.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A .tsv, .csv or .jsonl file; of tags a CoNLL file (.conll, .tsv or .txt) or .jsonl; default: "
+            "standard output."
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="The most tokens of a text that is written; default: 64.")
+    ] = None,
     backbone: OtherBackbone = None,
     as_json: Json = False,
 ) -> None:
-    """Predict a label, or a number, for every text of a file, in its order; the file needs no labels."""
+    """Predict a label, a number, tags or a text for everything in a file, in its order; the file needs no labels."""
     quiet_libraries()
     from .. import training
 
-    suffix = ".tsv" if out is None else check_suffix(out)
+    task = training.load_task(model_folder)
+    own_options = _own_options(task.predict, task.name, max_new_tokens=max_new_tokens)
+    suffix = task.suffixes[0] if out is None else task.check_out(out)
     model, task, loaded = _load(model_folder, backbone)
-    dataset = task.dataset(task.read(data_file, labelled=False), loaded.tokenizer)
-    _note_truncated(data_file, dataset.truncated, task.max_length)
-    pad = PadBatch.of(loaded.tokenizer, task.max_length)
-    rows = training.predictions(task, training.predict_logits(model, dataset, pad))
+    rows, cut = task.predict(model, data_file, loaded.tokenizer, **own_options)
+    _note_truncated(data_file, cut, task.max_length)
     if out is not None:
-        training.write_whole(out, format_rows(rows, suffix))
+        training.write_whole(out, task.format(rows, suffix))
         emit({"predictions": len(rows), "out": str(out)}, [f"{len(rows)} predictions in {out}"], as_json)
     else:
-        emit({"predictions": rows}, format_rows(rows, suffix).splitlines(), as_json)
+        emit({"predictions": rows}, task.format(rows, suffix).splitlines(), as_json)
+
+
+def _kind(task: str) -> type[Task]:
+    from ..training import TASKS
+
+    if task not in TASKS:
+        raise InputError(f"--task {task!r}: is not available; choose one of {', '.join(TASKS)}")
+    return TASKS[task]
+
+
+def _own_options(method: Callable[..., Any], task: str, **given: Any) -> dict[str, Any]:
+    """The options that were given (None: not), which must be among the method's parameters."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    for name in chosen:
+        if name not in inspect.signature(method).parameters:
+            raise InputError(f"--{name.replace('_', '-')}: means nothing for {task}; leave it out")
+    return chosen
+
+
+def _check_test(path: Path, kind: type[Task]) -> None:
+    """The test data are read after training, but whether they are there is known before."""
+    if not (path.is_dir() if kind.reads_folders else path.is_file()):
+        raise InputError(f"{path}: there is no such {'folder' if kind.reads_folders else 'file'}; check the path")
+
+
+def _load_backbone(name: str, kind: type[Task]) -> LoadedBackbone:
+    return load_backbone(name, kind.model_class, kind.preprocessor_class, **kind.preprocessor_settings)
 
 
 def _learning_rates(text: str) -> tuple[float, ...]:
@@ -158,17 +238,20 @@ def _learning_rates(text: str) -> tuple[float, ...]:
     return rates
 
 
-def _config(reduction: int, layers: str, init: str, dropout: float | None) -> LadderConfig:
+def _config(reduction: int, layers: str, decoder_layers: str | None, init: str, dropout: float | None) -> LadderConfig:
     from ..ladder import LadderConfig
 
-    try:
-        wanted: str | list[int] = layers if layers == "all" else [int(part) for part in layers.split(",")]
-    except ValueError:
-        raise InputError(
-            f'--layers {layers!r}: pass "all" or block indices separated by commas, such as 1,3,5'
-        ) from None
+    blocks = _blocks("--layers", layers)
+    decoder = None if decoder_layers is None else _blocks("--decoder-layers", decoder_layers)
     with _settings_of_the_user():
-        return LadderConfig(reduction=reduction, layers=wanted, init=init, dropout=dropout)
+        return LadderConfig(reduction=reduction, layers=blocks, decoder_layers=decoder, init=init, dropout=dropout)
+
+
+def _blocks(option: str, text: str) -> str | list[int]:
+    try:
+        return text if text == "all" else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f'{option} {text!r}: pass "all" or block indices separated by commas, such as 1,3,5') from None
 
 
 def _freeze(loaded: LoadedBackbone, precision: str) -> FrozenBackbone:
@@ -182,7 +265,7 @@ def _fit(
     frozen: FrozenBackbone,
     config: LadderConfig,
     data: TaskData,
-    task: TextTask,
+    task: Task,
     settings: Settings,
     run: RunFolder,
     resume: bool,
@@ -191,21 +274,25 @@ def _fit(
     from .. import training
     from ..ladder import LadderModel
 
-    problem = "regression" if task.labels.regression else "single_label_classification"
-    with _settings_of_the_user():  # before any batch is run: a reduction or layers that do not fit the backbone
-        LadderModel(frozen, num_labels=task.labels.num_labels, config=config, problem_type=problem)
+    make = functools.partial(
+        LadderModel,
+        frozen,
+        task=task.name,
+        num_labels=task.num_labels,
+        config=config,
+        problem_type=task.problem_type,
+    )
+    with _settings_of_the_user():  # before any batch is run: a task, reduction or layers that do not fit the backbone
+        make()
 
     def make_model() -> LadderModel:
-        batches = training.calibration_batches(data, settings.seed)
-        return LadderModel(
-            frozen, num_labels=task.labels.num_labels, config=config, calibration=batches, problem_type=problem
-        )
+        return make(calibration=training.calibration_batches(data, settings.seed))
 
     progress = on_terminal() and not quiet
     return training.fit(make_model, data, settings, run.checkpoints, resume, progress, _silent if quiet else note)
 
 
-def _read_test(task: TextTask, path: Path, loaded: LoadedBackbone) -> TokenDataset:
+def _read_test(task: Task, path: Path, loaded: LoadedBackbone) -> LabelledDataset:
     """The test data; what is wrong with them costs no training, which a corrected file and --resume go on from."""
     try:
         test = task.dataset(task.read(path, labelled=True), loaded.tokenizer)
@@ -221,26 +308,26 @@ def _cost(fit: Fit, data: TaskData, settings: Settings) -> dict[str, Any]:
     from ..bench import measure
 
     batch = training.typical_batch(data, settings.batch_size)
-    rows, tokens = batch["input_ids"].shape
+    shape = training.batch_shape(batch)
     device = next(fit.model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     fit.model.train()
     saved = measure.saved_bytes(lambda: fit.model(**batch))
     return {
-        "saved_bytes_per_sample": round(saved / rows),
-        "saved_bytes_batch": {"samples": rows, "tokens": tokens},
+        "saved_bytes_per_sample": round(saved / shape["samples"]),
+        "saved_bytes_batch": shape,
         "peak_memory_bytes": measure.peak_rss(),
         **measure.environment(),
     }
 
 
-def _load(folder: Path, backbone: str | None) -> tuple[LadderModel, TextTask, LoadedBackbone]:
+def _load(folder: Path, backbone: str | None) -> tuple[LadderModel, Task, LoadedBackbone]:
     """A trained ladder on its backbone."""
     from ..ladder import LadderModel
-    from ..training import TextTask
+    from ..training import load_task
 
-    task = TextTask.load(folder)
-    loaded = load_backbone(backbone or task.backbone)
+    task = load_task(folder)
+    loaded = _load_backbone(backbone or task.backbone, type(task))
     with _settings_of_the_user():  # a damaged folder, or weights that are not those of training
         return LadderModel.from_pretrained(folder, backbone=loaded.model), task, loaded
 
@@ -267,6 +354,10 @@ def _figure(value: float | int | None) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
+def _size(shape: dict[str, int]) -> str:
+    return f"{shape['tokens']} tokens" if "tokens" in shape else f"{shape['height']} x {shape['width']} pixels"
+
+
 def _report(metrics: dict[str, Any], out: Path) -> list[str]:
     rows = []
     for part in ("train", "dev", "test"):
@@ -279,6 +370,6 @@ def _report(metrics: dict[str, Any], out: Path) -> list[str]:
         f"learning rate {metrics['learning_rate']:g}, epoch {metrics['best_epoch']} of {metrics['epochs']}, "
         f"by {metrics['selected_by']}",
         f"{metrics['seconds_per_epoch']:.1f} s an epoch, {metrics['trained_parameters']:,} trained parameters, "
-        f"{metrics['saved_bytes_per_sample'] / 2**20:.2f} MiB kept for backward a sample of {kept['tokens']} tokens",
+        f"{metrics['saved_bytes_per_sample'] / 2**20:.2f} MiB kept for backward a sample of {_size(kept)}",
         f"model, metrics.json and curve.png are in {out}",
     ]

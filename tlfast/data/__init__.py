@@ -11,13 +11,14 @@ from .labels import Labels, fit_classes, fit_labels
 from .pixels import ImageDataset
 from .read import Examples, read_examples
 from .seq2seq import tokenise_pairs
-from .split import split_dev, split_random, split_stratified
+from .split import draw_tenth, split_dev, split_random, split_stratified
 from .tokens import LengthBuckets, TokenDataset
 from .words import encode_tags, fit_tags, tokenise_words
-from .write import check_suffix, format_conll, format_rows
+from .write import TABLES, check_suffix, format_conll, format_rows
 
 __all__ = [
     "IGNORED",
+    "TABLES",
     "Documents",
     "Examples",
     "ImageDataset",
@@ -31,6 +32,7 @@ __all__ = [
     "TokenDataset",
     "check_suffix",
     "cut_blocks",
+    "draw_tenth",
     "encode_tags",
     "fit_classes",
     "fit_label_sets",

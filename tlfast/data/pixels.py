@@ -27,10 +27,15 @@ class ImageDataset(Dataset):
 
     def select(self, indices: Sequence[int]) -> ImageDataset:
         """The images at `indices`, in that order."""
-        chosen = Images(Path(), [self.files[i] for i in indices], None)
-        return ImageDataset(
-            chosen, self.processor, None if self.targets is None else [self.targets[i] for i in indices]
-        )
+        targets = None if self.targets is None else [self.targets[i] for i in indices]
+        return ImageDataset([self.files[i] for i in indices], self.processor, targets)
+
+    @property
+    def labels(self) -> list[int]:
+        """The targets; KeyError without them."""
+        if self.targets is None:
+            raise KeyError("labels")
+        return list(self.targets)
 
     def __len__(self) -> int:
         return len(self.files)

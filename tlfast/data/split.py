@@ -56,6 +56,11 @@ def split_stratified(train: Any, targets: Sequence[int | float], seed: int, clas
 def split_random(train: Any, seed: int) -> tuple[Any, Any]:
     """Split off a tenth for dev, drawn by the seed; InputError where there are fewer than 10 records."""
     check_enough(train)
+    return draw_tenth(train, seed)
+
+
+def draw_tenth(train: Any, seed: int) -> tuple[Any, Any]:
+    """The records, or whatever has a length and `select`, without a tenth of them, and that tenth."""
     return _parts(train, sorted(random.Random(seed).sample(range(len(train)), len(train) // 10)))
 
 
@@ -67,6 +72,6 @@ def check_enough(train: Records) -> None:
         )
 
 
-def _parts(train: Records, dev: list[int]) -> tuple[Any, Any]:
+def _parts(train: Any, dev: list[int]) -> tuple[Any, Any]:
     held = set(dev)
     return train.select(i for i in range(len(train)) if i not in held), train.select(dev)

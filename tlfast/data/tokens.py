@@ -42,6 +42,11 @@ class TokenDataset(Dataset):
         return cls(columns, long)
 
     @property
+    def labels(self) -> list:
+        """The targets; KeyError without them."""
+        return self.columns["labels"]
+
+    @property
     def truncated(self) -> int:
         """How many examples lost their end."""
         return len(self.cut)

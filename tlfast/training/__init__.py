@@ -1,35 +1,32 @@
-"""What the commands share around transformers.Trainer: fitting, selection by dev, resuming, the folder of a run."""
+"""What the commands share around transformers.Trainer: tasks, fitting, selection by dev, resuming, a run's folder."""
 
+from .evaluation import evaluate, evaluate_test, predict_logits
 from .folder import RunFolder, write_whole
-from .scores import evaluate, predict_logits, score
-from .text import (
-    Columns,
-    TextTask,
-    calibration_batches,
-    file_digest,
-    predictions,
-    prepare,
-    results,
-    typical_batch,
-    write_results,
-)
+from .results import batch_shape, calibration_batches, file_digest, results, typical_batch, write_results
+from .scores import score
+from .tasks import TASKS, Columns, Task, TextTask, load_data, load_task, prepare
 from .trainer import Fit, InterruptedTraining, Settings, TaskData, Trial, fit
 
 __all__ = [
+    "TASKS",
     "Columns",
     "Fit",
     "InterruptedTraining",
     "RunFolder",
     "Settings",
+    "Task",
     "TaskData",
     "TextTask",
     "Trial",
+    "batch_shape",
     "calibration_batches",
     "evaluate",
+    "evaluate_test",
     "file_digest",
     "fit",
+    "load_data",
+    "load_task",
     "predict_logits",
-    "predictions",
     "prepare",
     "results",
     "score",

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from ..data import InputError, LengthBuckets, PadBatch, TokenDataset
+from ..data import InputError, LengthBuckets
 from .callbacks import (
     DivergedError,
     EpochClock,
@@ -23,8 +23,9 @@ from .callbacks import (
     StopRequest,
     StopWhenAsked,
 )
+from .evaluation import Collate, evaluate
 from .folder import last_checkpoint
-from .scores import evaluate, selection_metric, trainer_metrics
+from .scores import Scores, Scoring
 
 
 class InterruptedTraining(Exception):
@@ -45,12 +46,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class TaskData:
-    """Tokenised data of a task. regression: the target is a number, else a class."""
+    """Data of a task as the model reads them, two `LabelledDataset`. pad: makes a batch of examples."""
 
-    train: TokenDataset
-    dev: TokenDataset
-    pad: PadBatch
-    regression: bool = False
+    train: Any
+    dev: Any
+    pad: Collate
+    scoring: Scoring
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Fit:
     model: nn.Module
     chosen: Trial
     trials: tuple[Trial, ...]
-    dev: dict[str, float | int | None]
+    dev: Scores
 
 
 def fit(
@@ -92,7 +93,7 @@ def fit(
     checkpoints: folder for transformers' checkpoints; with several rates, one folder in it each.
     resume: go on from the last whole checkpoint there; final weights and metrics are those of an uninterrupted run.
     progress: show a bar. report: takes one line an epoch.
-    Dev selects by accuracy, in regression by the mean squared error; of equals the earlier epoch and rate win.
+    Dev selects by the metric of data.scoring; of equals the earlier epoch and rate win.
     Raises InterruptedTraining after Ctrl-C, InputError where every learning rate diverged.
     """
     best: tuple[nn.Module, Trial] | None = None
@@ -108,13 +109,13 @@ def fit(
             trials.append(Trial(rate, None, None, (), ()))
             continue
         trials.append(trial)
-        if best is None or _better(trial, best[1], data.regression):
+        if best is None or _better(trial, best[1], data.scoring):
             best = (model, trial)
     if best is None:
         rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
         raise InputError(f"the loss became NaN or infinite with learning rate {rates}; pass a lower one")
     model, chosen = best
-    return Fit(model, chosen, tuple(trials), evaluate(model, data.dev, data.pad, data.regression))
+    return Fit(model, chosen, tuple(trials), evaluate(model, data.dev, data.pad, data.scoring))
 
 
 class _BucketTrainer(Trainer):
@@ -139,10 +140,9 @@ def _run(
     report: Callable[[str], None],
 ) -> Trial:
     request = StopRequest()
-    metric, _ = selection_metric(data.regression)
     callbacks: list[TrainerCallback] = [StopWhenAsked(request), EpochClock(), StopOnDivergence()]
     prefix = f"lr {rate:g}  " if len(settings.learning_rates) > 1 else ""
-    callbacks.append(EpochReport(report, metric, prefix))
+    callbacks.append(EpochReport(report, data.scoring.metric, prefix))
     bar = ProgressBar(f"lr {rate:g}")
     if progress:
         callbacks.append(bar)
@@ -152,8 +152,9 @@ def _run(
         train_dataset=data.train,
         eval_dataset=data.dev,
         data_collator=data.pad,
-        compute_metrics=trainer_metrics(data.regression),
+        compute_metrics=lambda outcome: _scores(data.scoring, outcome),
         callbacks=callbacks,
+        preprocess_logits_for_metrics=lambda logits, labels: data.scoring.reduce(_first(logits), labels),
     )
     trainer.remove_callback(PrinterCallback)
     checkpoint = last_checkpoint(folder) if resume else None
@@ -170,14 +171,14 @@ def _run(
 
 
 def _arguments(data: TaskData, settings: Settings, rate: float, folder: Path) -> TrainingArguments:
-    metric, more_is_better = selection_metric(data.regression)
+    scoring = data.scoring
     epoch_steps = math.ceil(len(data.train) / settings.batch_size)
     steps = epoch_steps * settings.epochs
     return TrainingArguments(
         output_dir=str(folder.resolve()),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=2 * settings.batch_size,
+        per_device_eval_batch_size=int(min(2 * settings.batch_size, scoring.largest_batch)),
         learning_rate=rate,
         weight_decay=settings.weight_decay,
         warmup_steps=round(settings.warmup * steps),
@@ -187,8 +188,8 @@ def _arguments(data: TaskData, settings: Settings, rate: float, folder: Path) ->
         save_strategy="epoch",
         save_total_limit=2,  # the best and the last: 1 would delete the last once training has ended
         load_best_model_at_end=True,
-        metric_for_best_model=metric,
-        greater_is_better=more_is_better,
+        metric_for_best_model=scoring.metric,
+        greater_is_better=scoring.more_is_better,
         logging_steps=max(1, min(steps // 100, epoch_steps)),  # at least once an epoch
         logging_nan_inf_filter=False,
         label_names=["labels"],
@@ -220,7 +221,15 @@ def _trial(trainer: Trainer, rate: float, epochs: int) -> Trial:
     return Trial(rate, trainer.state.best_metric, best_epoch, tuple(seconds), history)
 
 
-def _better(a: Trial, b: Trial, regression: bool) -> bool:
-    _, more_is_better = selection_metric(regression)
+def _scores(scoring: Scoring, outcome: Any) -> Scores:
+    return scoring.score(outcome.predictions, outcome.label_ids)
+
+
+def _first(logits: Any) -> torch.Tensor:
+    """Models of others may give more than logits."""
+    return logits[0] if isinstance(logits, tuple) else logits
+
+
+def _better(a: Trial, b: Trial, scoring: Scoring) -> bool:
     assert a.dev is not None and b.dev is not None  # only diverged trials have none, and they are not compared
-    return a.dev > b.dev if more_is_better else a.dev < b.dev
+    return a.dev > b.dev if scoring.more_is_better else a.dev < b.dev
