@@ -72,7 +72,7 @@ class FrozenBackbone(nn.Module):
         self.model = model
         self.stacks = stacks
         self.precision = precision
-        self._fingerprint: str | None = None
+        self._known: dict[str, str] = {}  # shared by all that share the weights
         self.train(False)
 
     @property
@@ -132,12 +132,12 @@ class FrozenBackbone(nn.Module):
 
     def fingerprint(self) -> str:
         """SHA-256 of all weights and settings the taps depend on; computed once, since they are frozen."""
-        if self._fingerprint is None:
+        if "fingerprint" not in self._known:
             values = {name: getattr(self.config, name, None) for name in _SETTINGS}
             given = sorted((name, _in_order(value)) for name, value in values.items() if value is not None)
             settings = (self.model_type, [stack.spec for stack in self.stacks.values()], given)
-            self._fingerprint = fingerprint(self.base, settings)
-        return self._fingerprint
+            self._known["fingerprint"] = fingerprint(self.base, settings)
+        return self._known["fingerprint"]
 
     def weight_bytes(self) -> int:
         """Bytes that the frozen weights and buffers take, in this process where they are sharded."""
@@ -154,7 +154,7 @@ class FrozenBackbone(nn.Module):
         if encoder is not None:
             stacks["encoder"] = stacks["encoder"].tapped(tuple(encoder))
         other = FrozenBackbone(self.model, stacks, self.precision)
-        other._fingerprint = self._fingerprint
+        other._known = self._known
         return other
 
     def train(self, mode: bool = True) -> FrozenBackbone:
