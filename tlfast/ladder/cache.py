@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -44,14 +45,22 @@ class SideCache:
         return Slot(self.own, place), None if self.memory is None else Slot(self.memory, place)
 
 
+@functools.cache
+def _side_layer() -> type:
+    """A layer of a transformers cache that grows; made late: it imports transformers."""
+    from transformers.cache_utils import DynamicLayer
+
+    # transformers asks all layers at once whether they are static: a growing one among the backbone's static layers
+    # would have it leave out the mask of what those have not filled yet
+    return type("SideLayer", (DynamicLayer,), {"is_compileable": True})
+
+
 class Slot:
     """One layer of a transformers cache, in the layout of tlfast.ops.attention: (B, S, H, head_dim)."""
 
     def __init__(self, cache: Any, index: int) -> None:
-        from transformers.cache_utils import DynamicLayer
-
         while len(cache.layers) <= index:
-            cache.layers.append(DynamicLayer())
+            cache.layers.append(_side_layer()())
         self.cache, self.index = cache, index
 
     def extend_heads(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -207,7 +207,8 @@ class LadderModel(nn.Module):
 
     def _states(self, inputs: dict[str, Any], encoder_outputs: Any, past: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """What the head reads: the side network's output and the backbone's last hidden state."""
-        side_cache = None if past is None else SideCache(past, len(self.backbone.blocks))
+        blocks = max(len(stack.blocks) for stack in self.backbone.stacks.values())  # as many as a cache may have layers
+        side_cache = None if past is None else SideCache(past, blocks)
         if self.side_encoder is None:
             output = self.backbone(cache=past, **inputs)
             key_mask = _bool(inputs.get("attention_mask"))
