@@ -29,7 +29,8 @@ class LMHead:
         """The head of a transformers language model; None for a model without one.
 
         Raises ValueError where the configuration says it is tied to the embedding and the weights are not, or the
-        other way round: T5 scales its hidden states by what the configuration says.
+        other way round: older transformers scales T5's hidden states by what the configuration says. Newer ones have
+        scale_decoder_outputs for that, and say of every T5 that it is tied.
         """
         can_generate = getattr(model, "can_generate", None)
         head = model.get_output_embeddings() if can_generate is not None and can_generate() else None
@@ -38,13 +39,15 @@ class LMHead:
         config = model.config
         embedding = model.get_input_embeddings()
         tied = embedding is not None and head.weight.data_ptr() == embedding.weight.data_ptr()
+        scaled = getattr(config, "scale_decoder_outputs", None)
         said = bool(getattr(config, "tie_word_embeddings", tied))
-        if said != tied:
+        if said != tied and scaled is None:
             raise ValueError(
                 f"model: config.tie_word_embeddings is {said}, but the head's weights "
                 f"{'are' if tied else 'are not'} the embedding's; call model.tie_weights(), or set it to {tied}"
             )
-        scaled = getattr(config, "scale_decoder_outputs", config.model_type == "t5" and tied)
+        if scaled is None:
+            scaled = config.model_type == "t5" and tied
         return cls(
             head.weight,
             _bias(model, head),
