@@ -1,8 +1,8 @@
-"""What a ladder keeps for its backward pass: the taps, and nine narrow tensors a block. Nothing else."""
+"""What a ladder keeps for its backward pass: the taps, and a few narrow tensors a block. Nothing else."""
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
 import tlfast
 from tlfast import LadderConfig, LadderModel
@@ -42,3 +42,62 @@ def test_a_training_forward_keeps_the_formula_and_nothing_more(dropout, padded):
     formula = taps + narrow + rows + norm_and_pooling
     assert formula <= kept <= formula + head
     assert head < attention_maps / BLOCKS, "the slack is too small for one attention map"
+
+
+def t5_ladder(d_model, heads, blocks, vocabulary, reduction, layers="all", dropout=0.1):
+    config = T5Config(
+        d_model=d_model,
+        d_ff=4 * d_model,
+        d_kv=d_model // heads,
+        num_heads=heads,
+        num_layers=blocks,
+        vocab_size=vocabulary,
+        decoder_start_token_id=0,
+    )
+    settings = LadderConfig(reduction=reduction, layers=layers, init="random", dropout=dropout)
+    backbone = tlfast.freeze(T5ForConditionalGeneration(config))
+    return LadderModel(backbone, task="seq2seq-lm", config=settings).train()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_an_encoder_decoder_keeps_the_formula_and_nothing_more(dropout):
+    torch.manual_seed(0)
+    vocabulary, target = 60, 8
+    model = t5_ladder(WIDTH, HEADS, BLOCKS, vocabulary, REDUCTION, dropout=dropout)
+    ids, labels = (torch.randint(3, vocabulary, (BATCH, length)) for length in (SEQUENCE, target))
+    mask = torch.ones_like(ids)
+    mask[1:, SEQUENCE // 2 :] = 0
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    model(**batch).loss.backward()
+    kept = saved_bytes(lambda: model(**batch))
+
+    targets = BATCH * target
+    taps = (BLOCKS + 1) * (TOKENS + targets) * WIDTH * 4
+    # of each block s, z, z normed without and with the factor, q, k, v, the heads' output, and sum and norm after
+    # attention; a decoder's block also crosses: q, the heads' output, sum and norm, and k and v of all source tokens
+    block, crossing, source = 10, 4, 2
+    end = 3  # the last s, normed without and with the factor
+    narrow = ((block * BLOCKS + end) * TOKENS + ((block + crossing) * BLOCKS + end) * targets) * SIDE * 4
+    narrow += source * BLOCKS * TOKENS * SIDE * 4
+    # the attentions' two numbers a row and head, the norms' one a row
+    rows = (
+        BLOCKS * 2 * HEADS * (TOKENS + 2 * targets) * 4 + ((2 * BLOCKS + 1) * TOKENS + (3 * BLOCKS + 1) * targets) * 4
+    )
+    bias = (SEQUENCE**2 + target**2) * (HEADS * 4 + 8)  # one for all blocks and samples, and its int64 buckets
+    masks = 2 * TOKENS
+    logits = 2 * targets * vocabulary * 4  # they, and their softmax
+    formula = taps + narrow + rows + bias + masks + logits
+    assert formula <= kept <= formula + 1024
+    assert targets * SIDE * 4 > 1024, "the slack is too small for one more narrow tensor"
+
+
+def test_t5_base_keeps_at_most_16_mib_a_sample():
+    torch.manual_seed(0)
+    model = t5_ladder(768, 12, 12, 32128, 8, layers=[1, 2, 3, 5, 6, 7, 9, 10, 11])
+    samples = 8
+    batch = {
+        "input_ids": torch.randint(3, 32128, (samples, 128)),
+        "attention_mask": torch.ones(samples, 128, dtype=torch.long),
+        "labels": torch.randint(3, 32128, (samples, 4)),
+    }
+    assert saved_bytes(lambda: model(**batch)) <= 16 * 2**20 * samples
