@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +11,7 @@ import typer
 
 from ..data import InputError
 from .backbone import LoadedBackbone, load_backbone
+from .ladder_options import check_test, ladder_config, learning_rates, own_options, settings_of_the_user, task_kind
 from .output import emit, note, on_terminal, quiet_libraries
 
 if TYPE_CHECKING:
@@ -94,8 +91,8 @@ def train(
     quiet_libraries()
     from .. import training
 
-    kind = _kind(task)
-    own_options = _own_options(
+    kind = task_kind(task)
+    options = own_options(
         kind.of,
         kind.name,
         text_column=text_column,
@@ -106,14 +103,14 @@ def train(
         tag_column=tag_column,
         block_size=block_size,
     )
-    rates, config = _learning_rates(lr), _config(reduction, layers, decoder_layers, init, dropout)
-    _check_test(test_file, kind)
+    rates, config = learning_rates(lr), ladder_config(reduction, layers, decoder_layers, init, dropout)
+    check_test(test_file, kind)
     settings = training.Settings(epochs, batch_size, rates, seed=seed)
     loaded = _load_backbone(backbone, kind)
     frozen = _freeze(loaded, precision)
-    with _settings_of_the_user():  # a tokenizer that cannot pad
+    with settings_of_the_user():  # a tokenizer that cannot pad
         fitted, data = training.load_data(
-            kind.of(loaded.max_length, loaded.name, **own_options), train_file, dev_file, loaded.tokenizer, seed
+            kind.of(loaded.max_length, loaded.name, **options), train_file, dev_file, loaded.tokenizer, seed
         )
     _note_truncated(train_file, data.train.truncated, loaded.max_length)
     identity = {
@@ -157,7 +154,8 @@ def evaluate(
     quiet_libraries()
     from .. import training
 
-    model, task, loaded = _load(model_folder, backbone)
+    task = training.load_task(model_folder)
+    model, loaded = _load(model_folder, task, backbone)
     dataset = task.dataset(task.read(data_file, labelled=True), loaded.tokenizer)
     _note_truncated(data_file, dataset.truncated, task.max_length)
     collate, scoring = task.collate(loaded.tokenizer), task.scoring(loaded.tokenizer)
@@ -187,77 +185,27 @@ def predict(
     from .. import training
 
     task = training.load_task(model_folder)
-    own_options = _own_options(task.predict, task.name, max_new_tokens=max_new_tokens)
+    options = own_options(task.predict, task.name, max_new_tokens=max_new_tokens)
     suffix = task.suffixes[0] if out is None else task.check_out(out)
-    model, task, loaded = _load(model_folder, backbone)
-    rows, cut = task.predict(model, data_file, loaded.tokenizer, **own_options)
+    model, loaded = _load(model_folder, task, backbone)
+    rows, cut = task.predict(model, data_file, loaded.tokenizer, **options)
     _note_truncated(data_file, cut, task.max_length)
     if out is not None:
         training.write_whole(out, task.format(rows, suffix))
         emit({"predictions": len(rows), "out": str(out)}, [f"{len(rows)} predictions in {out}"], as_json)
     else:
-        emit({"predictions": rows}, task.format(rows, suffix).splitlines(), as_json)
-
-
-def _kind(task: str) -> type[Task]:
-    from ..training import TASKS
-
-    if task not in TASKS:
-        raise InputError(f"--task {task!r}: is not available; choose one of {', '.join(TASKS)}")
-    return TASKS[task]
-
-
-def _own_options(method: Callable[..., Any], task: str, **given: Any) -> dict[str, Any]:
-    """The options that were given (None: not), which must be among the method's parameters."""
-    chosen = {name: value for name, value in given.items() if value is not None}
-    for name in chosen:
-        if name not in inspect.signature(method).parameters:
-            raise InputError(f"--{name.replace('_', '-')}: means nothing for {task}; leave it out")
-    return chosen
-
-
-def _check_test(path: Path, kind: type[Task]) -> None:
-    """The test data are read after training, but whether they are there is known before."""
-    if not (path.is_dir() if kind.reads_folders else path.is_file()):
-        raise InputError(f"{path}: there is no such {'folder' if kind.reads_folders else 'file'}; check the path")
+        lines = [] if as_json else task.format(rows, suffix).removesuffix("\n").split("\n")
+        emit({"predictions": rows}, lines, as_json)
 
 
 def _load_backbone(name: str, kind: type[Task]) -> LoadedBackbone:
     return load_backbone(name, kind.model_class, kind.preprocessor_class, **kind.preprocessor_settings)
 
 
-def _learning_rates(text: str) -> tuple[float, ...]:
-    try:
-        rates = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"--lr {text!r}: pass a number, or several separated by commas, such as 1e-3,5e-4") from None
-    if not all(0 < rate < math.inf for rate in rates):
-        raise InputError(f"--lr {text!r}: a learning rate must be a finite number above 0")
-    if len(set(rates)) < len(rates):
-        raise InputError(f"--lr {text!r}: a learning rate is there twice; pass each once")
-    return rates
-
-
-def _config(reduction: int, layers: str, decoder_layers: str | None, init: str, dropout: float | None) -> LadderConfig:
-    from ..ladder import LadderConfig
-
-    blocks = _blocks("--layers", layers)
-    decoder = None if decoder_layers is None else _blocks("--decoder-layers", decoder_layers)
-    with _settings_of_the_user():
-        return LadderConfig(reduction=reduction, layers=blocks, decoder_layers=decoder, init=init, dropout=dropout)
-
-
-def _blocks(option: str, text: str) -> str | list[int]:
-    try:
-        return text if text == "all" else [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f'{option} {text!r}: pass "all" or block indices separated by commas, such as 1,3,5') from None
-
-
 def _freeze(loaded: LoadedBackbone, precision: str) -> FrozenBackbone:
     from ..backbone import freeze
 
-    with _settings_of_the_user():
+    with settings_of_the_user():
         return freeze(loaded.model, precision=precision)
 
 
@@ -282,7 +230,7 @@ def _fit(
         config=config,
         problem_type=task.problem_type,
     )
-    with _settings_of_the_user():  # before any batch is run: a task, reduction or layers that do not fit the backbone
+    with settings_of_the_user():  # before any batch is run: a task, reduction or layers that do not fit the backbone
         make()
 
     def make_model() -> LadderModel:
@@ -321,24 +269,13 @@ def _cost(fit: Fit, data: TaskData, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _load(folder: Path, backbone: str | None) -> tuple[LadderModel, Task, LoadedBackbone]:
+def _load(folder: Path, task: Task, backbone: str | None) -> tuple[LadderModel, LoadedBackbone]:
     """A trained ladder on its backbone."""
     from ..ladder import LadderModel
-    from ..training import load_task
 
-    task = load_task(folder)
     loaded = _load_backbone(backbone or task.backbone, type(task))
-    with _settings_of_the_user():  # a damaged folder, or weights that are not those of training
-        return LadderModel.from_pretrained(folder, backbone=loaded.model), task, loaded
-
-
-@contextmanager
-def _settings_of_the_user() -> Iterator[None]:
-    """Around calls of the library that check what the user passed and refuse it with a ValueError."""
-    try:
-        yield
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    with settings_of_the_user():  # a damaged folder, or weights that are not those of training
+        return LadderModel.from_pretrained(folder, backbone=loaded.model), loaded
 
 
 def _silent(line: str) -> None:

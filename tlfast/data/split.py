@@ -74,4 +74,4 @@ def check_enough(train: Records) -> None:
 
 def _parts(train: Any, dev: list[int]) -> tuple[Any, Any]:
     held = set(dev)
-    return train.select(i for i in range(len(train)) if i not in held), train.select(dev)
+    return train.select([i for i in range(len(train)) if i not in held]), train.select(dev)

@@ -17,7 +17,10 @@ from safetensors import SafetensorError
 from ..data import InputError
 
 RUN, METRICS, CHECKPOINTS = "run.json", "metrics.json", "checkpoints"
-_OURS = (RUN, METRICS, CHECKPOINTS, "config.json", "model.safetensors", "task.json", "tokenizer", "curve.png")
+_OURS = (
+    RUN, METRICS, CHECKPOINTS, "config.json", "model.safetensors", "task.json", "tokenizer", "image_processor",
+    "curve.png",
+)  # fmt: skip
 _UNWRITABLE = {
     errno.ENOSPC: "no space left on the device; free some",
     errno.EDQUOT: "the disk quota is used up; free some space",
