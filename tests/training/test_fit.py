@@ -2,105 +2,31 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import signal
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from transformers.modeling_outputs import SequenceClassifierOutput
-
-from tlfast.data import InputError, PadBatch, TokenDataset
+from tlfast.data import InputError
 from tlfast.training import (
     InterruptedTraining,
-    RunFolder,
     Settings,
-    TaskData,
     calibration_batches,
     fit,
     predict_logits,
     results,
-    score,
     typical_batch,
-    write_whole,
 )
 from tlfast.training.callbacks import StopRequest
-from tlfast.training.folder import last_checkpoint, writing_to
-from tlfast.training.scores import ClassScoring, NumberScoring
+from tlfast.training.folder import last_checkpoint
 
-WORDS = 40
-SETTINGS = Settings(epochs=3, batch_size=8, learning_rates=(0.1,), seed=1)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The model is so small that waking a second thread takes longer than its work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-class Bag(nn.Module):
-    """Mean of word vectors with dropout, then a linear layer; counts its training steps and can be hit by a signal."""
-
-    def __init__(self, outputs: int = 2, stop_at: int | None = None) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(WORDS, 16)
-        self.dropout = nn.Dropout(0.3)
-        self.head = nn.Linear(16, outputs)
-        self.steps, self.stop_at = 0, stop_at
-
-    def forward(self, input_ids, attention_mask, labels=None):
-        if self.training:
-            self.steps += 1
-            if self.steps == self.stop_at:
-                signal.raise_signal(signal.SIGINT)
-        weights = attention_mask[..., None].float()
-        mean = (self.embedding(input_ids) * weights).sum(1) / weights.sum(1)
-        logits = self.head(self.dropout(mean))
-        if labels is None:
-            return SequenceClassifierOutput(logits=logits)
-        if logits.shape[-1] == 1:
-            return SequenceClassifierOutput(loss=nn.functional.mse_loss(logits[:, 0], labels), logits=logits)
-        return SequenceClassifierOutput(loss=nn.functional.cross_entropy(logits, labels), logits=logits)
-
-
-def make_dataset(count: int, seed: int, regression: bool = False) -> TokenDataset:
-    """Word lists of 3 to 19 words; the label is whether their mean is in the upper half, or the mean, scaled."""
-    random = np.random.default_rng(seed)
-    ids = [random.integers(0, WORDS, random.integers(3, 20)).tolist() for _ in range(count)]
-    means = [float(np.mean(row)) for row in ids]
-    labels = [(mean - WORDS / 2) / 3 for mean in means] if regression else [int(mean >= WORDS / 2) for mean in means]
-    return TokenDataset({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids], "labels": labels})
-
-
-def make_data(regression: bool = False) -> TaskData:
-    pad = PadBatch(pad_token_id=0, pad_token_type_id=0, max_length=32)
-    scoring = NumberScoring() if regression else ClassScoring()
-    return TaskData(make_dataset(60, 0, regression), make_dataset(30, 1, regression), pad, scoring)
-
-
-def state(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def assert_same_fit(a, b) -> None:
-    for name, tensor in state(a.model).items():
-        assert torch.equal(tensor, b.model.state_dict()[name]), name
-    assert a.dev == b.dev
-    assert (a.chosen.dev, a.chosen.best_epoch) == (b.chosen.dev, b.chosen.best_epoch)
-    last = [[e for e in f.chosen.history if "eval_accuracy" in e] for f in (a, b)]
-    assert [e["eval_accuracy"] for e in last[0]] == [e["eval_accuracy"] for e in last[1]]
+from .bag import SETTINGS, WORDS, Bag, assert_same_fit, make_data, make_dataset
 
 
 def test_fit_learns_and_reports_what_it_did(tmp_path):
@@ -241,20 +167,6 @@ def test_predicted_logits_are_in_the_order_of_the_data_and_free_of_dropout():
         np.testing.assert_allclose(logits[i], alone, rtol=0, atol=8 * np.finfo(np.float32).eps)
 
 
-def test_scores_agree_with_their_definitions():
-    random = np.random.default_rng(0)
-    logits, classes = random.normal(size=(50, 3)), random.integers(0, 3, 50)
-    got = score(logits, classes, regression=False)
-    assert got["accuracy"] == np.mean(logits.argmax(1) == classes)
-    loss = nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(classes)).item()
-    assert got["loss"] == pytest.approx(loss, rel=1e-12)
-    predicted, wanted = random.normal(size=50), random.normal(size=50)
-    got = score(predicted[:, None], wanted, regression=True)
-    assert got["pearson"] == pytest.approx(np.corrcoef(predicted, wanted)[0, 1], rel=1e-12)
-    assert got["mse"] == pytest.approx(np.mean((predicted - wanted) ** 2), rel=1e-12)
-    assert score(np.ones((50, 1)), wanted, regression=True)["pearson"] is None
-
-
 def test_batches_for_calibration_and_measuring():
     data = make_data()
     batches = calibration_batches(data, seed=0, batch_size=16)
@@ -265,105 +177,3 @@ def test_batches_for_calibration_and_measuring():
     assert batch["labels"].shape == (8,)
     middle = sorted(data.train.lengths)[26:34]
     assert sorted(batch["attention_mask"].sum(1).tolist()) == middle
-
-
-# the folder of a run
-
-
-def test_a_run_claims_its_folder_and_gives_it_back_when_it_fails(tmp_path):
-    run = RunFolder(tmp_path / "a" / "b")
-    with pytest.raises(ZeroDivisionError), run.session({"x": 1}, resume=False):
-        assert json.loads((run.path / "run.json").read_text()) == {"x": 1}
-        raise ZeroDivisionError
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failed_run_keeps_whole_checkpoints_and_removes_others(tmp_path):
-    run = RunFolder(tmp_path)
-    with pytest.raises(ZeroDivisionError), run.session({"x": 1}, resume=False):
-        for name in ("checkpoint-1", "checkpoint-2", "lr-0.1/checkpoint-3"):
-            (run.checkpoints / name).mkdir(parents=True)
-        (run.checkpoints / "checkpoint-1" / "trainer_state.json").write_text("{}")
-        raise ZeroDivisionError
-    kept = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
-    assert kept == ["checkpoints/checkpoint-1/trainer_state.json", "run.json"]
-    assert list(tmp_path.rglob("checkpoint-[23]")) == []
-    with run.session({"x": 1}, resume=True):
-        pass
-    with pytest.raises(InputError, match="started with x=1, not 2"), run.session({"x": 2}, resume=True):
-        pass
-    with pytest.raises(InputError, match="already holds a run"), run.session({"x": 1}, resume=False):
-        pass
-
-
-def test_there_must_be_a_run_to_resume(tmp_path):
-    run = RunFolder(tmp_path / "none")
-    with pytest.raises(InputError, match="no run to resume"), run.session({}, resume=True):
-        pass
-    assert not run.path.exists()
-
-
-def test_results_appear_together_or_not_at_all(tmp_path):
-    run = RunFolder(tmp_path)
-    with pytest.raises(ZeroDivisionError), run.publish() as folder:
-        (folder / "model").write_text("half")
-        raise ZeroDivisionError
-    assert list(tmp_path.iterdir()) == []
-    with run.publish() as folder:
-        run.write_metrics(folder, {"accuracy": 1.0})
-        (folder / "tokenizer").mkdir()
-        assert not run.finished
-    assert run.finished
-    assert run.read_metrics() == {"accuracy": 1.0}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "tokenizer"]
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOTDIR])
-def test_disk_errors_become_one_line_and_others_pass(code, tmp_path):
-    with pytest.raises(InputError, match=f"^{tmp_path}: .*, or pass another --out$"), writing_to(tmp_path):
-        raise OSError(code, "no")
-    with pytest.raises(OSError), writing_to(tmp_path):
-        raise OSError(errno.EIO, "broken disk")
-    with pytest.raises(RuntimeError, match="a bug"), writing_to(tmp_path):
-        raise RuntimeError("a bug")
-
-
-def test_a_file_is_written_whole_or_not(tmp_path, monkeypatch):
-    write_whole(tmp_path / "a.tsv", "x\n")
-    assert (tmp_path / "a.tsv").read_text() == "x\n"
-
-    def full(self, text, encoding):
-        self.touch()
-        raise OSError(errno.ENOSPC, "full")
-
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(InputError, match="no space left"):
-        write_whole(tmp_path / "a.tsv", "y\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.tsv"]
-    assert (tmp_path / "a.tsv").read_text() == "x\n"
-
-
-@pytest.fixture
-def tiny_disk(tmp_path):
-    """A file system with room for 256 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(f"cannot mount a small file system: {made.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-@pytest.mark.parametrize("room", [0, 8, 20, 28, 90, 120, 240])
-def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tiny_disk, room):
-    (tiny_disk / "filler").write_bytes(b"x" * 1024 * (252 - room))
-    run = RunFolder(tiny_disk / "run")
-    with pytest.raises(InputError, match="no space left"), run.session({"x": 1}, resume=False):
-        big = Settings(epochs=4, batch_size=8, learning_rates=(0.1,))
-        fit(Bag, make_data(), big, run.checkpoints)
-        with run.publish() as folder:
-            (folder / "model").write_bytes(b"x" * 400_000)
-    assert run.has_checkpoint() == run.path.exists()
-    assert not list(tiny_disk.rglob(".unfinished*"))
-    assert all(last_checkpoint(path.parent) for path in tiny_disk.rglob("checkpoint-*"))
