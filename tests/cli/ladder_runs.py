@@ -88,3 +88,14 @@ def train(backbone: Path, train: Path, test: Path, out: Path, *more: object) -> 
 def metrics(out: Path) -> dict:
     """metrics.json of a run."""
     return json.loads((out / "metrics.json").read_text())
+
+
+def write_moods(path: Path, count: int, seed: int) -> Path:
+    """A .tsv with any of the labels good and bad, by the words that are there."""
+    draw = random.Random(seed)
+    lines = []
+    for _ in range(count):
+        good, bad = draw.randint(0, 1), draw.randint(0, 1)
+        lines.append(f"{sentence(good, bad, draw)}\t{'|'.join(['bad'] * bad + ['good'] * good)}")
+    path.write_text("text\tlabel\n" + "".join(f"{line}\n" for line in lines))
+    return path

@@ -21,8 +21,6 @@ from transformers import (
 )
 
 NUMBERS = [*"0123456789"]
-NAMES = ["ada", "bob", "cleo", "dan"]
-FILLERS = ["met", "saw", "and", "then"]
 
 
 def words_tokenizer(words: Sequence[str], specials: dict[str, str], closing: bool = False) -> PreTrainedTokenizerFast:
@@ -76,16 +74,18 @@ def save_vit(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def write_conll(path: Path, count: int, seed: int, names: Sequence[str], others: Sequence[str]) -> Path:
-    """A CoNLL file in which some words, one or two in a row, are names."""
+def write_conll(
+    path: Path, count: int, seed: int, first: Sequence[str], last: Sequence[str], others: Sequence[str]
+) -> Path:
+    """A CoNLL file in which a first name, with or without a last name, is a person."""
     draw = random.Random(seed)
     blocks = []
     for _ in range(count):
         lines = []
         for _ in range(draw.randint(1, 3)):
             lines += [f"{word} O" for word in draw.choices(others, k=draw.randint(1, 3))]
-            entity = draw.choices(names, k=draw.randint(1, 2))
-            lines += [f"{word} {prefix}-PER" for word, prefix in zip(entity, "BI", strict=False)]
+            lines.append(f"{draw.choice(first)} B-PER")
+            lines += [f"{word} I-PER" for word in draw.choices(last, k=draw.randint(0, 1))]
         blocks.append("\n".join(lines))
     path.write_text("-DOCSTART- O\n\n" + "\n\n".join(blocks) + "\n")
     return path
