@@ -99,3 +99,13 @@ def write_moods(path: Path, count: int, seed: int) -> Path:
         lines.append(f"{sentence(good, bad, draw)}\t{'|'.join(['bad'] * bad + ['good'] * good)}")
     path.write_text("text\tlabel\n" + "".join(f"{line}\n" for line in lines))
     return path
+
+
+def refused(result, *texts):
+    """One line on standard error with these texts, nothing on standard output, status 2."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1, result.stderr
+    for text in texts:
+        assert text in result.stderr

@@ -87,7 +87,7 @@ def write_conll(
             lines.append(f"{draw.choice(first)} B-PER")
             lines += [f"{word} I-PER" for word in draw.choices(last, k=draw.randint(0, 1))]
         blocks.append("\n".join(lines))
-    path.write_text("-DOCSTART- O\n\n" + "\n\n".join(blocks) + "\n")
+    path.write_text("\n\n".join(blocks) + "\n")
     return path
 
 

@@ -39,7 +39,7 @@ OPTIONS = {
     TAGS: ("--task", TAGS),
     IMAGES: ("--task", IMAGES, "--lr", "5e-3"),
     CAUSAL: ("--task", CAUSAL, "--block-size", 16, "--epochs", 4),
-    SEQ2SEQ: ("--task", SEQ2SEQ, "--epochs", 4, "--decoder-layers", "0,1", "--layers", "1"),
+    SEQ2SEQ: ("--task", SEQ2SEQ, "--decoder-layers", "0,1", "--layers", "1"),
     SETS: ("--multi-label", "--epochs", 4),
 }
 
@@ -58,7 +58,7 @@ def data(tmp_path_factory):
         TAGS: (bert, *both(write_conll, "tags.conll", 150, 30, GOOD, BAD, NEUTRAL)),
         IMAGES: (save_vit(folder / "vit"), *both(write_colours, "colours", 60, 20)),
         CAUSAL: (save_gpt2(folder / "gpt2"), *both(write_counting, "counting.tsv", 150, 30)),
-        SEQ2SEQ: (save_t5(folder / "t5"), *both(write_successors, "successors.tsv", 300, 30)),
+        SEQ2SEQ: (save_t5(folder / "t5"), *both(write_successors, "successors.tsv", 200, 30)),
         SETS: (bert, *both(write_moods, "moods.tsv", 200, 60)),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,28 @@ def test_a_tokenizer_that_cannot_map_tokens_to_words_is_refused():
 
     with pytest.raises(InputError, match=r"tokenizer, Slow, cannot say which word a token is from; pass a backbone"):
         tokenise_words(sentences([["a"]]), Slow(), 16)
+
+
+def test_byte_level_tokenizers_read_words_as_within_a_text(tmp_path):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from tlfast.training.tasks.tags import TagTask
+
+    bytes_ = Tokenizer(models.BPE())
+    bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bytes_.train_from_iterator([" good film"] * 3, trainers.BpeTrainer(vocab_size=280, initial_alphabet=alphabet))
+    transformers.GPT2Tokenizer(vocab=bytes_.get_vocab(), merges=merges(bytes_)).save_pretrained(tmp_path)
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path, **TagTask.preprocessor_settings)
+    data = tokenise_words(sentences([["good", "film"]]), read, 16, [[1, 2]])
+    assert read.convert_ids_to_tokens(data.columns["input_ids"][0]) == ["\u0120good", "\u0120film"]
+    assert data.labels == [[1, 2]]
+
+
+def merges(tokenizer):
+    """The merges of a BPE tokenizer, as pairs."""
+    return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
 def test_tags_are_sorted_and_bio_is_completed():
