@@ -28,6 +28,7 @@ class Processes:
     def __init__(self) -> None:
         self.running: list[Any] = []
         self.pipes: list[Connection] = []
+        self.meeting = tempfile.TemporaryDirectory()
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What function(rank, *arguments) returns in each process; AssertionError with its traceback if one fails."""
@@ -42,7 +43,7 @@ class Processes:
                 assert ready, f"{function.__name__}: no answer of a process in {PATIENCE:.0f} s"
                 for pipe in ready:
                     rank = self.pipes.index(pipe)  # type: ignore[arg-type]
-                    failure, results[rank] = self.pipes[rank].recv()
+                    failure, results[rank] = _answer(self.pipes[rank])
                     assert failure is None, f"process {rank} of {function.__name__}:\n{failure}"
         except BaseException:
             self.stop()
@@ -51,7 +52,8 @@ class Processes:
 
     def _start(self) -> None:
         context = torch.multiprocessing.get_context("spawn")
-        meeting = Path(tempfile.mkdtemp()) / "meeting"
+        meeting = Path(self.meeting.name) / "meeting"
+        meeting.unlink(missing_ok=True)
         for rank in range(COUNT):
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(rank, str(meeting), theirs), daemon=True)
@@ -69,6 +71,13 @@ class Processes:
         for pipe in self.pipes:
             pipe.close()
         self.running, self.pipes = [], []
+
+
+def _answer(pipe: Connection) -> tuple[str | None, Any]:
+    try:
+        return pipe.recv()
+    except EOFError:
+        return "it died", None
 
 
 def _work(rank: int, meeting: str, pipe: Connection) -> None:
