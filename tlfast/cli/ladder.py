@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -87,9 +88,13 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in --out.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a ladder; dev selects epoch and learning rate, then the test file is read."""
+    """Train a ladder; dev selects epoch and learning rate, then the test file is read.
+
+    torchrun --nproc-per-node 2 --no-python tlfast ladder train ... shares each batch between two processes.
+    """
     quiet_libraries()
     from .. import training
+    from ..training import processes
 
     kind = task_kind(task)
     options = own_options(
@@ -130,20 +135,25 @@ def train(
     if resume and run.finished and run.read_metrics().get("test_sha256") != test_digest:
         raise InputError(f"{out}: is finished, with another test file; score {test_file} by tlfast ladder eval")
     try:
-        with run.session(identity, resume):
+        with processes.together(), run.session(identity, resume) if processes.is_first() else nullcontext():
+            processes.wait()  # the folder is claimed
             if not run.finished:
-                fit = _fit(frozen, config, data, fitted, settings, run, resume, as_json)
+                fit = _fit(frozen, config, data, fitted, settings, run, resume, as_json or not processes.is_first())
+                if not processes.is_first():
+                    return
                 test = _read_test(fitted, test_file, loaded)
                 metrics = training.results(fit, data, test, settings)
                 metrics |= _cost(fit, data, settings) | {"settings": identity, "test_sha256": test_digest}
                 title = f"{train_file.stem}: ladder on {backbone}, reduction {reduction}"
                 training.write_results(run, fit, fitted, loaded.tokenizer, metrics, title)
+            first = processes.is_first()
     except (training.InterruptedTraining, KeyboardInterrupt):
         kept = "run the same command with --resume to go on" if run.has_checkpoint() else "there is nothing to resume"
         note(f"interrupted; {kept}")
         raise typer.Exit(130) from None
-    metrics = run.read_metrics()
-    emit(metrics, _report(metrics, out), as_json)
+    if first:
+        metrics = run.read_metrics()
+        emit(metrics, _report(metrics, out), as_json)
 
 
 @app.command("eval")

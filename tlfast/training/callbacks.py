@@ -13,6 +13,9 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..data import LengthBuckets
+from . import processes
+
 
 class DivergedError(ArithmeticError):
     """The loss became NaN or infinite. step: the optimizer step at which it was seen."""
@@ -60,6 +63,7 @@ class StopWhenAsked(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
+        self.request.set = processes.any_of(self.request.set)  # all stop after the same step
         if self.request.set:
             control.should_training_stop = True
             control.should_save = not _at_epoch_end(args, state)  # there, the usual evaluation and checkpoint follow
@@ -106,6 +110,16 @@ class EpochClock(TrainerCallback):
             seconds = time.perf_counter() - self._since
             state.log_history.append({"train_seconds": seconds, "in_epoch": self._epoch, "step": state.global_step})
             self._since = None
+
+
+class OrderOfEpoch(TrainerCallback):
+    """Tell the sampler which epoch it is: accelerate does not, where several processes resume in the middle of one."""
+
+    def __init__(self, order: LengthBuckets) -> None:
+        self.order = order
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        self.order.set_epoch(state.global_step // _steps_per_epoch(args, state))
 
 
 class EpochReport(TrainerCallback):

@@ -14,10 +14,12 @@ from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from ..data import InputError, LengthBuckets
+from . import processes
 from .callbacks import (
     DivergedError,
     EpochClock,
     EpochReport,
+    OrderOfEpoch,
     ProgressBar,
     StopOnDivergence,
     StopRequest,
@@ -34,7 +36,10 @@ class InterruptedTraining(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. learning_rates: several are all tried, and dev chooses. warmup: share of the steps."""
+    """How to train. learning_rates: several are all tried, and dev chooses. warmup: share of the steps.
+
+    batch_size: of a step, in all processes together.
+    """
 
     epochs: int = 3
     batch_size: int = 32
@@ -94,8 +99,14 @@ def fit(
     resume: go on from the last whole checkpoint there; final weights and metrics are those of an uninterrupted run.
     progress: show a bar. report: takes one line an epoch.
     Dev selects by the metric of data.scoring; of equals the earlier epoch and rate win.
-    Raises InterruptedTraining after Ctrl-C, InputError where every learning rate diverged.
+    Under torchrun every process calls this, inside processes.together(); the first writes, and batches are shared.
+    Raises InterruptedTraining after Ctrl-C, InputError where every learning rate diverged, or where the batch size is
+    not a multiple of the processes.
     """
+    if settings.batch_size % processes.count():
+        raise InputError(
+            f"batch size {settings.batch_size}: it is shared by {processes.count()} processes; pass a multiple of that"
+        )
     best: tuple[nn.Module, Trial] | None = None
     trials: list[Trial] = []
     for rate in settings.learning_rates:
@@ -121,9 +132,13 @@ def fit(
 class _BucketTrainer(Trainer):
     """transformers.Trainer with an order that depends on seed and epoch alone, which exact resuming needs."""
 
+    def __init__(self, order: LengthBuckets, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._order = order
+        self.add_callback(OrderOfEpoch(order))
+
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthBuckets:
-        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        return LengthBuckets(dataset.lengths, self.args.train_batch_size, self.args.seed)
+        return self._order
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         return sorted(range(len(eval_dataset)), key=lambda i: -eval_dataset.lengths[i])
@@ -147,6 +162,8 @@ def _run(
     if progress:
         callbacks.append(bar)
     trainer = _BucketTrainer(
+        # of the batches of all processes together: each takes its share of what one process would see
+        LengthBuckets(data.train.lengths, settings.batch_size, settings.seed),
         model=model,
         args=_arguments(data, settings, rate, folder),
         train_dataset=data.train,
@@ -158,8 +175,9 @@ def _run(
     )
     trainer.remove_callback(PrinterCallback)
     checkpoint = last_checkpoint(folder) if resume else None
-    if checkpoint is not None:
+    if checkpoint is not None and processes.is_first():
         _point_to_best(checkpoint)
+    processes.wait()
     try:
         with request.listening():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -177,7 +195,7 @@ def _arguments(data: TaskData, settings: Settings, rate: float, folder: Path) ->
     return TrainingArguments(
         output_dir=str(folder.resolve()),
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=settings.batch_size // processes.count(),
         per_device_eval_batch_size=int(min(2 * settings.batch_size, scoring.largest_batch)),
         learning_rate=rate,
         weight_decay=settings.weight_decay,
@@ -194,6 +212,8 @@ def _arguments(data: TaskData, settings: Settings, rate: float, folder: Path) ->
         logging_nan_inf_filter=False,
         label_names=["labels"],
         remove_unused_columns=False,
+        use_cpu=processes.count() > 1 and not torch.cuda.is_available(),  # or each would train alone
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
         report_to="none",
