@@ -28,29 +28,25 @@ LORA_EPOCHS = {"sst2": 2, "trec": 3}
 def _peers(files: dict[str, Path | None], epochs: int, seed: int, out: Path) -> dict[str, dict[str, float]]:
     """The linear probe and LoRA on the same tokenised data."""
     loaded = load_backbone("minilm")
-    columns = training.Columns()
-    task, data = training.prepare(
-        files["train"], files["dev"], columns, loaded.tokenizer, loaded.max_length, seed, "minilm"
-    )
+    task = training.TextTask(loaded.max_length, "minilm")
+    task, data = training.load_data(task, files["train"], files["dev"], loaded.tokenizer, seed)
     test = task.dataset(task.read(files["test"], labelled=True), loaded.tokenizer)
     start = time.perf_counter()
     probe = fit_probe(tlfast.freeze(loaded.model), data)
     found = {
         "probe": {
-            "accuracy": training.evaluate(probe, test, data.pad, False)["accuracy"],
+            "accuracy": training.evaluate(probe, test, data.collate, data.scoring)["accuracy"],
             "seconds": time.perf_counter() - start,
         }
     }
 
     def lora() -> Any:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            find_backbone("minilm"), num_labels=task.labels.num_labels
-        )
+        model = AutoModelForSequenceClassification.from_pretrained(find_backbone("minilm"), num_labels=task.num_labels)
         config = LoraConfig(task_type=TaskType.SEQ_CLS, r=8, lora_alpha=16, target_modules=["query", "value"])
         return get_peft_model(model, config)
 
     fit = training.fit(lora, data, training.Settings(epochs=epochs, seed=seed), out)
-    accuracy = training.evaluate(fit.model, test, data.pad, False)["accuracy"]
+    accuracy = training.evaluate(fit.model, test, data.collate, data.scoring)["accuracy"]
     found["LoRA"] = {"accuracy": accuracy, "seconds": sum(fit.chosen.epoch_seconds)}
     return found
 

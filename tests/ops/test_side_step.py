@@ -129,19 +129,27 @@ def test_an_empty_batch_gives_empty_results():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"tap": torch.zeros(2, 49)}, ["tap", "(B, 50)", "(2, 49)"]),
+        ({"tap": torch.zeros(2, 49)}, ["tap", "(2, 50)", "(2, 49)"]),
         ({"s": torch.zeros(2, 23)}, ["s must be", "(2, 24)"]),
         ({"keys": torch.zeros(2, 3, 3, 6)}, ["keys", "(2, 4, 3, 6)", "(2, 3, 3, 6)"]),
         ({"values": torch.zeros(2, 4, 2, 6)}, ["values", "(2, 4, 3, 6)"]),
         ({"key_mask": torch.ones(2, 3, dtype=torch.bool)}, ["key_mask", "(2, 4)", "(2, 3)"]),
         ({"key_mask": torch.ones(2, 4)}, ["key_mask", "bool", "float32"]),
+        ({"bias": torch.zeros(1, 1)}, ["bias", "(4, 4)", "(1, 1)"]),
+        ({"rotation": (torch.zeros(3, 6), torch.zeros(3, 6))}, ["rotation", "(3, 6)"]),
+        ({"settings": {"kv_heads": 3}}, ["kv_heads", "4 heads", "3"]),
+        ({"settings": {"placement": "none"}}, ["placement", "none", "sandwich"]),
+        ({"weights": {"down_weight": torch.zeros(24, 39)}}, ["down_weight", "(24, 40)", "(24, 39)"]),
+        ({"weights": {"alpha": torch.zeros(2)}}, ["alpha", "(24,)", "(2,)"]),
     ],
 )
 def test_misuse_is_a_clear_error(change, words):
     block, rung, inputs, options = case(PLAIN, 2, 3)
     arguments = dict(zip(("tap", "s", "keys", "values"), inputs, strict=True)) | options | change
+    arguments["weights"] = _weights(block, rung)._replace(**change.get("weights", {}))
+    arguments["settings"] = _settings(block, rung)._replace(**change.get("settings", {}))
     with pytest.raises(ValueError) as caught:
-        ops.side_step(weights=_weights(block, rung), settings=_settings(block, rung), **arguments)
+        ops.side_step(**arguments)
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
@@ -150,3 +158,14 @@ def test_what_native_cannot_take_is_refused_and_auto_finds_another():
     with pytest.raises(RuntimeError, match="side_step"):
         run(block, rung, inputs, options, torch.float64, "native")
     assert run(block, rung, inputs, options, torch.float64, "auto")[0].dtype == torch.float64
+
+
+@needs_native
+def test_float64_inputs_are_refused_wherever_they_are():
+    block, rung, inputs, options = case(PLAIN, 2, 3)
+    *others, values = inputs
+    for changed, extra in (((*others, values.bfloat16()), {}), (inputs, {"bias": torch.zeros(4, 4).double()})):
+        with pytest.raises(RuntimeError, match="float32"):
+            ops.side_step(
+                *changed, _weights(block, rung), _settings(block, rung), **{**options, **extra}, impl="native"
+            )

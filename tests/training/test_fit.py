@@ -141,7 +141,7 @@ def test_regression_is_selected_by_the_smallest_error(tmp_path):
     errors = [entry["eval_mse"] for entry in result.chosen.history if "eval_mse" in entry]
     assert result.chosen.best_epoch == errors.index(min(errors)) + 1
     assert result.dev["mse"] == pytest.approx(min(errors), rel=1e-6)
-    assert result.dev["mse"] < np.var(data.dev.columns["labels"])
+    assert result.dev["mse"] < np.var(data.dev.labels)
 
 
 def test_results_name_every_figure_and_their_json_is_finite(tmp_path):
@@ -158,11 +158,11 @@ def test_results_name_every_figure_and_their_json_is_finite(tmp_path):
 
 def test_predicted_logits_are_in_the_order_of_the_data_and_free_of_dropout():
     data, model = make_data(), Bag()
-    logits = predict_logits(model, data.dev, data.pad, batch_size=7)
+    logits = predict_logits(model, data.dev, data.collate, batch_size=7)
     assert model.training  # left as it was
     model.eval()
     for i in range(len(data.dev)):
-        batch = data.pad([data.dev[i]])
+        batch = data.collate([data.dev[i]])
         alone = model(batch["input_ids"], batch["attention_mask"]).logits[0].detach().numpy()
         np.testing.assert_allclose(logits[i], alone, rtol=0, atol=8 * np.finfo(np.float32).eps)
 

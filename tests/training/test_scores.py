@@ -13,23 +13,22 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import nn
 
 from tlfast.data.entities import are_bio, complete_scheme, entities
-from tlfast.training import score
-from tlfast.training.scores import SetScoring
+from tlfast.training.scores import ClassScoring, NumberScoring, SetScoring
 from tlfast.training.token_scores import NextTokenScoring, TagScoring, TargetScoring
 
 
 def test_scores_agree_with_their_definitions():
     random = np.random.default_rng(0)
     logits, classes = random.normal(size=(50, 3)), random.integers(0, 3, 50)
-    got = score(logits, classes, regression=False)
+    got = ClassScoring().score(logits, classes)
     assert got["accuracy"] == np.mean(logits.argmax(1) == classes)
     loss = nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(classes)).item()
     assert got["loss"] == pytest.approx(loss, rel=1e-12)
     predicted, wanted = random.normal(size=50), random.normal(size=50)
-    got = score(predicted[:, None], wanted, regression=True)
+    got = NumberScoring().score(predicted[:, None], wanted)
     assert got["pearson"] == pytest.approx(np.corrcoef(predicted, wanted)[0, 1], rel=1e-12)
     assert got["mse"] == pytest.approx(np.mean((predicted - wanted) ** 2), rel=1e-12)
-    assert score(np.ones((50, 1)), wanted, regression=True)["pearson"] is None
+    assert NumberScoring().score(np.ones((50, 1)), wanted)["pearson"] is None
 
 
 @pytest.mark.parametrize("seed", range(4))

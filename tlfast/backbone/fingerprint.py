@@ -14,21 +14,26 @@ _NOT_READ = ("pooler.", "lm_head.")  # of a model without its head; loaders draw
 
 
 def fingerprint(weights: nn.Module | dict[str, torch.Tensor], settings: Any) -> str:
-    """SHA-256 over the settings' repr and names, dtypes, shapes and bytes of the persistent tensors.
+    """SHA-256 over the settings' repr and the dtypes, shapes and bytes of the persistent tensors.
 
-    The same weights give the same value on every device, sharded or not; where they are sharded every process must
-    call this. Costs one read of the weights (about 1 GB/s).
+    Neither names nor order count: transformers renames modules from version to version. The same weights give the same
+    value on every device, sharded or not; where they are sharded every process must call this. Costs one read of the
+    weights (about 1 GB/s).
     """
-    digest = hashlib.sha256(repr(settings).encode())
     tensors = weights.state_dict(keep_vars=True) if isinstance(weights, nn.Module) else weights
-    seen: dict[int, str] = {}
-    for name, tensor in sorted(tensors.items()):
-        if name.startswith(_NOT_READ):
-            continue
-        # a process may hold nothing of a sharded tensor, but a tied one is the same object
-        first = seen.setdefault(id(tensor) if is_sharded(tensor) else tensor.data_ptr(), name)
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(f"is {first}".encode() if first != name else _bytes(tensor))
+    # a tied tensor counts once; a process may hold nothing of a sharded one, but that is the same object
+    distinct = {
+        id(tensor) if is_sharded(tensor) else tensor.data_ptr(): tensor
+        for name, tensor in sorted(tensors.items())
+        if not name.startswith(_NOT_READ)
+    }
+    parts = sorted(_digest(tensor) for tensor in distinct.values())
+    return hashlib.sha256("".join([repr(settings), *parts]).encode()).hexdigest()
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype}:{tuple(tensor.shape)};".encode())
+    digest.update(_bytes(tensor))
     return digest.hexdigest()
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from .sharding import own_part
 from .stack import Stack
 
 _INPUTS = ("input_ids", "inputs_embeds")
+_DECODER_INPUTS = ("decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds")
+_REGISTERING = threading.Lock()
 _EMBEDDING = -1  # the input of block 0, beside the blocks' indices
 # settings that taps depend on and that neither weights nor BlockSpec show
 _SETTINGS = (
@@ -125,7 +128,7 @@ class FrozenBackbone(nn.Module):
         """Where the model came from, as transformers knows it; empty for a model made from a configuration."""
         return getattr(self.config, "_name_or_path", "")
 
-    @property
+    @functools.cached_property
     def lm_head(self) -> LMHead | None:
         """The frozen language-model head, None for a model that was frozen without one."""
         return LMHead.of(self.model)
@@ -171,7 +174,7 @@ class FrozenBackbone(nn.Module):
         """
         if not self.is_encoder_decoder:
             return _finish(*self._run(self.stack, self.base, inputs, cache), packed)
-        names = inspect.signature(self.decode).parameters
+        names = _DECODER_INPUTS
         decoder_inputs = {name: inputs.pop(name) for name in list(inputs) if name in names}
         encoder, mask = self._run(self.stacks["encoder"], self.base.get_encoder(), inputs, None)
         decoder = self.decode(encoder.last_hidden_state, inputs.get("attention_mask"), packed, cache, **decoder_inputs)
@@ -209,11 +212,15 @@ class FrozenBackbone(nn.Module):
     ) -> tuple[BackboneOutput, torch.Tensor | None]:
         """One forward of a stack, padded and with whatever stands at padding; and the mask of its tokens."""
         shape = next((tuple(inputs[k].shape[:2]) for k in _INPUTS if inputs.get(k) is not None), None)
+        if shape is None and "pixel_values" in inputs and not inputs["pixel_values"].shape[0]:
+            raise ValueError("pixel_values: the batch is empty; pass at least one image")
         past = 0 if cache is None else int(cache.get_seq_length())
         mask = _check_mask(inputs.get("attention_mask"), shape, past, "decoder_" if stack.spec.cross else "")
         if shape is not None and 0 in shape:
-            nothing = next(self.model.parameters()).new_zeros(*shape, stack.spec.width)
-            return BackboneOutput(nothing, (nothing,) * len(stack.taps), nothing), mask
+            weight = next(self.model.parameters())
+            width = self.output_width if stack is self.stack else stack.spec.width
+            embedding, *taps = (weight.new_zeros(*shape, stack.spec.width) for _ in range(1 + len(stack.taps)))
+            return BackboneOutput(embedding, tuple(taps), weight.new_zeros(*shape, width)), mask
         if self.model.training:  # the caller's own handle on the shared model may have switched it
             self.train(False)
         if stack.spec.causal:
@@ -249,8 +256,9 @@ def _capture(stack: Stack) -> Iterator[dict[int, torch.Tensor]]:
 
         return after
 
-    handles = [stack.blocks[0].register_forward_pre_hook(before, with_kwargs=True)]
-    handles += [stack.blocks[index].register_forward_hook(keep(index)) for index in stack.taps]
+    with _REGISTERING:  # PyTorch numbers hooks without a lock
+        handles = [stack.blocks[0].register_forward_pre_hook(before, with_kwargs=True)]
+        handles += [stack.blocks[index].register_forward_hook(keep(index)) for index in stack.taps]
     try:
         yield seen
     finally:
@@ -263,9 +271,16 @@ def _in_order(value: Any) -> Any:
     return sorted((str(name), _in_order(inner)) for name, inner in value.items()) if isinstance(value, dict) else value
 
 
+@functools.cache
+def _parameters(module_class: type) -> tuple[str, ...]:
+    """What the forward of a class takes; asked for every token."""
+    return tuple(inspect.signature(module_class.forward).parameters)  # type: ignore[attr-defined]
+
+
 def _cache_arguments(module: nn.Module, cache: Any) -> dict[str, Any]:
     """How this decoder takes a cache: transformers 5.20 renamed past_key_values."""
-    names = inspect.signature(module.forward).parameters
+    kind: Any = type(module)
+    names = _parameters(kind)
     arguments: dict[str, Any] = {"use_cache": cache is not None} if "use_cache" in names else {}
     if cache is not None:
         arguments["cache" if "cache" in names else "past_key_values"] = cache
@@ -298,15 +313,16 @@ def _check_mask(
 def _finish(output: BackboneOutput, mask: torch.Tensor | None, packed: bool) -> BackboneOutput:
     """Without padding, or with zeros there.
 
-    Zeros are written in place: the forward is over, so nothing reads these values again, and they belong to this call
-    alone.
+    Zeros are written in place where the tensors belong to this call alone: the embedding can be the caller's own
+    inputs_embeds.
     """
     if packed:
         return _pack(output, mask)
     if mask is not None and not (mask.device.type == "cpu" and bool(mask.all())):
         padding = ~mask[..., None]
-        for tensor in (output.embedding, *output.taps, output.last_hidden_state):
+        for tensor in (*output.taps, output.last_hidden_state):
             tensor.masked_fill_(padding, 0)
+        return replace(output, embedding=output.embedding.masked_fill(padding, 0))
     return output
 
 

@@ -18,8 +18,7 @@ class LMHead:
     tied: whether W is the embedding's weight.
     """
 
-    weight: torch.Tensor  # (V, D)
-    bias: torch.Tensor | None
+    model: Any
     scale: float
     cap: float | None
     tied: bool
@@ -49,12 +48,23 @@ class LMHead:
         if scaled is None:
             scaled = config.model_type == "t5" and tied
         return cls(
-            head.weight,
-            _bias(model, head),
+            model,
             config.d_model**-0.5 if scaled else 1.0,
             getattr(config, "final_logit_softcapping", None),
             tied,
         )
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """(V, D), where the model has it now."""
+        return self.model.get_output_embeddings().weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """(V,), or None."""
+        if getattr(self.model, "final_logits_bias", None) is not None:
+            return self.model.final_logits_bias.reshape(-1)
+        return self.model.get_output_embeddings().bias
 
     @property
     def width(self) -> int:
@@ -68,17 +78,13 @@ class LMHead:
         logits = F.linear(hidden, self.weight)
         if self.cap is not None:
             logits = torch.tanh(logits / self.cap) * self.cap
-        return logits if self.bias is None else logits + self.bias
+        bias = self.bias
+        return logits if bias is None else logits + bias
 
     def fingerprint(self) -> str:
         """What identifies it: "tied" or "untied", and a hash of its settings and of what weights it adds."""
         own = {} if self.tied else {"weight": self.weight}
-        if self.bias is not None:
-            own["bias"] = self.bias
+        bias = self.bias
+        if bias is not None:
+            own["bias"] = bias
         return f"{'tied' if self.tied else 'untied'}:{fingerprint(own, (self.scale, self.cap))}"
-
-
-def _bias(model: Any, head: Any) -> torch.Tensor | None:
-    if getattr(model, "final_logits_bias", None) is not None:
-        return model.final_logits_bias.reshape(-1)
-    return head.bias

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import nn
 
-from ..data import TokenDataset
 from ..training import TaskData, predict_logits, typical_batch
+from ..training.evaluation import LabelledDataset
 from . import measure
 
 Row = Mapping[str, Any]
@@ -37,9 +37,11 @@ class Method:
     correct: np.ndarray
 
 
-def assess(name: str, model: nn.Module, data: TaskData, test: TokenDataset, seconds: float, batch_size: int) -> Method:
+def assess(
+    name: str, model: nn.Module, data: TaskData, test: LabelledDataset, seconds: float, batch_size: int
+) -> Method:
     """Score a trained classifier on the test set and measure a training forward of `batch_size` typical samples."""
-    correct = predict_logits(model, test, data.pad).argmax(axis=1) == np.asarray(test.columns["labels"])
+    correct = predict_logits(model, test, data.collate).argmax(axis=1) == np.asarray(test.labels)
     device = next(model.parameters()).device
     batch = {key: tensor.to(device) for key, tensor in typical_batch(data, batch_size).items()}
     model.train()

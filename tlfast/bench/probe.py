@@ -13,7 +13,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..backbone import FrozenBackbone
 from ..ladder.heads import pool
-from ..training import TaskData, predict_logits, score
+from ..training import TaskData, predict_logits
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # inverse regularisation, the C of scikit-learn
 
@@ -45,13 +45,13 @@ def fit_probe(backbone: FrozenBackbone, data: TaskData) -> LinearProbe:
     data: a task with classes.
     """
     probe = LinearProbe(backbone)
-    train, dev = (predict_logits(probe, dataset, data.pad) for dataset in (data.train, data.dev))
+    train, dev = (predict_logits(probe, dataset, data.collate) for dataset in (data.train, data.dev))
     chosen, highest = None, -1.0
     for strength in STRENGTHS:
-        regression = LogisticRegression(C=strength, max_iter=2000).fit(train, data.train.columns["labels"])
+        regression = LogisticRegression(C=strength, max_iter=2000).fit(train, data.train.labels)
         classifier = _as_linear(regression)
         logits = classifier(torch.from_numpy(dev)).detach().numpy()
-        accuracy = score(logits, data.dev.columns["labels"], regression=False)["accuracy"] or 0.0
+        accuracy = data.scoring.score(logits, data.dev.labels)["accuracy"] or 0.0
         if accuracy > highest:
             chosen, highest = classifier, accuracy
     assert chosen is not None  # any accuracy is above -1

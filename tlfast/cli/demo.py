@@ -111,8 +111,8 @@ def _run(staging: Path, out: Path, quiet: bool) -> dict[str, Any]:
     files = _write_corpus(corpus, staging / DATA)
     loaded = load_backbone(MINILM)
     backbone = freeze(loaded.model)
-    columns = training.Columns()
-    task, data = training.prepare(files["train"], files["dev"], columns, loaded.tokenizer, MAX_TOKENS, SEED, MINILM)
+    task = training.TextTask(MAX_TOKENS, MINILM)
+    task, data = training.load_data(task, files["train"], files["dev"], loaded.tokenizer, SEED)
     say(f"{len(data.train):,} training texts; fitting the linear probe")
     start = time.perf_counter()
     probe = fit_probe(backbone, data)
@@ -138,7 +138,7 @@ def _fit_ladder(backbone: FrozenBackbone, data: TaskData, task: TextTask, checkp
     def make_model() -> LadderModel:
         batches = training.calibration_batches(data, SEED)
         config = LadderConfig(reduction=REDUCTION)
-        return LadderModel(backbone, num_labels=task.labels.num_labels, config=config, calibration=batches)
+        return LadderModel(backbone, num_labels=task.num_labels, config=config, calibration=batches)
 
     settings = training.Settings(EPOCHS, BATCH_SIZE, (LEARNING_RATE,), seed=SEED)
     progress = on_terminal() and not quiet

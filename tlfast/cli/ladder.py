@@ -281,11 +281,14 @@ def _cost(fit: Fit, data: TaskData, settings: Settings) -> dict[str, Any]:
 
 def _load(folder: Path, task: Task, backbone: str | None) -> tuple[LadderModel, LoadedBackbone]:
     """A trained ladder on its backbone."""
+    import torch
+
     from ..ladder import LadderModel
 
     loaded = _load_backbone(backbone or task.backbone, type(task))
     with settings_of_the_user():  # a damaged folder, or weights that are not those of training
-        return LadderModel.from_pretrained(folder, backbone=loaded.model), loaded
+        model = LadderModel.from_pretrained(folder, backbone=loaded.model)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), loaded
 
 
 def _silent(line: str) -> None:

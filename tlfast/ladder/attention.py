@@ -49,6 +49,7 @@ class SideAttention(nn.Module):
             q, k = self.query_norm(q), self.key_norm(k)
         if rotation is not None:
             q, k = _rotated(q, rotation), _rotated(k, rotation)
+        q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast norms and rotation compute in float32
         if cache is not None:
             k, v = cache.extend(k, v)
         attended = attention(

@@ -28,13 +28,19 @@ def generator(ladder: LadderModel) -> Any:
             f"generate: a ladder for {ladder.task!r} does not generate; train one with task="
             + " or ".join(map(repr, GENERATION))
         )
-    own = type(ladder.backbone.model)
+    if ladder.side_encoder is not None and not ladder.calibrated:
+        raise ValueError(
+            "generate: this ladder has no starting weights yet, and a source alone does not give them; train it, or "
+            "pass calibration= to LadderModel"
+        )
+    own: Any = type(ladder.backbone.model)
     model: Any = object.__new__(_ladder_class(own))
     model.__dict__.update(ladder.backbone.model.__dict__)
     model.__dict__["_ladder"] = ladder  # not as a module of it: the ladder holds this backbone
     return model
 
 
+@functools.cache
 def _ladder_class(own: type) -> type:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self._ladder(*args, **kwargs)

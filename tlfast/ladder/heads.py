@@ -76,12 +76,10 @@ class LanguageHead(nn.Module):
 
 def pool(x: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
     """(B, S, D) -> (B, D): the "mean" over tokens, the first ("cls") or the "last" one. No token gives zeros."""
-    if pooling == "cls":
-        return x[:, 0] * mask[:, :1]
-    if pooling == "last":
-        positions = torch.arange(mask.shape[1], device=mask.device)
-        last = (positions * mask).argmax(dim=1)
-        return x[torch.arange(x.shape[0], device=x.device), last] * mask.any(dim=1, keepdim=True)
+    if pooling in ("cls", "last") and mask.shape[1]:
+        positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+        chosen = (mask * (positions if pooling == "last" else positions.flip(0))).argmax(dim=1)
+        return x[torch.arange(x.shape[0], device=x.device), chosen] * mask.any(dim=1, keepdim=True)
     weights = mask.to(x.dtype)
     weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
     return torch.einsum("bs,bsd->bd", weights, x)

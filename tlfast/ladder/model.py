@@ -16,14 +16,14 @@ from .cache import SideCache, new_cache
 from .config import LadderConfig
 from .heads import LanguageHead, SequenceHead, TokenHead
 from .initialisation import initialise
-from .losses import next_token_labels, problem_type, sequence_loss, shifted_right, token_loss
+from .losses import IGNORED, next_token_labels, problem_type, sequence_loss, shifted_right, token_loss
 from .side_network import SideNetwork
 
 if TYPE_CHECKING:
     from transformers.utils import ModelOutput
 
-# What transformers' generation passes to every model and a ladder has no use for.
-_WITHOUT_MEANING = {"return_dict", "output_attentions", "output_hidden_states", "decoder_position_ids"}
+# What transformers passes to every model, and the value that says what a ladder does anyway.
+_ONLY = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 
 
 class LadderModel(nn.Module):
@@ -144,9 +144,7 @@ class LadderModel(nn.Module):
         num_items_in_batch: how many labels an optimizer step has in all its batches and processes; Trainer passes it.
             The loss is then the sum over them divided by it.
         """
-        unknown = sorted(set(others) - _WITHOUT_MEANING)
-        if unknown:
-            raise TypeError(f"{unknown[0]}: a ladder has no such input; it takes those of its backbone and labels")
+        _check_others(others)
         given = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -246,19 +244,28 @@ class LadderModel(nn.Module):
         assert self.num_labels is not None
         problem = self.problem_type if self.task == "sequence-classification" else "single_label_classification"
         loss = sequence_loss(logits, labels, problem_type(labels, self.num_labels, problem))
-        return loss if num_items is None else loss * (labels.numel() / num_items)
+        return loss if num_items is None else loss * ((labels != IGNORED).sum() / num_items)
 
     def _with_decoder_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Decoder inputs made from the labels, as transformers does, where the batch has none."""
         labels = inputs.get("labels")
         if labels is None or "decoder_input_ids" in inputs or "decoder_inputs_embeds" in inputs:
             return inputs
-        pad = getattr(self.config, "pad_token_id", None) or 0
+        return inputs | {"decoder_input_ids": shifted_right(labels, *self._start_and_pad())}
+
+    def _start_and_pad(self) -> tuple[int, int]:
+        """The tokens that begin and fill a decoder's inputs, from the backbone's configuration."""
+        pad = getattr(self.config, "pad_token_id", None)
         start = getattr(self.config, "decoder_start_token_id", None)
-        if start is None:  # T5 leaves it to its settings for generation
+        if start is None:
             start = self.backbone.model.generation_config.decoder_start_token_id
-        start = pad if start is None else start
-        return inputs | {"decoder_input_ids": shifted_right(labels, start, pad)}
+        if start is None and self.backbone.model_type == "t5":  # T5 begins with padding
+            start = pad
+        for name, token in (("pad_token_id", pad), ("decoder_start_token_id", start)):
+            if token is None:
+                raise ValueError(f"labels: config.{name} is None, so no decoder inputs are made; set it, or pass them")
+        assert start is not None and pad is not None
+        return start, pad
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' generate, with its arguments: greedy, sampling, beams; the language-model tasks only.
@@ -326,6 +333,16 @@ def _output(task: str, loss: torch.Tensor | None, logits: torch.Tensor, past: An
         return output_class(loss=loss, logits=logits)
     name = "cache" if "cache" in output_class.__dataclass_fields__ else "past_key_values"
     return output_class(loss=loss, logits=logits, **{name: past})
+
+
+def _check_others(others: dict[str, Any]) -> None:
+    for name, value in others.items():
+        if name == "decoder_position_ids":  # transformers makes them for every encoder-decoder; T5 and BART read none
+            continue
+        if name not in _ONLY:
+            raise TypeError(f"{name}: a ladder has no such input; it takes those of its backbone and labels")
+        if value is not None and value != _ONLY[name]:
+            raise TypeError(f"{name}: {value!r} is not available; leave it out, or pass {_ONLY[name]}")
 
 
 def _bool(mask: torch.Tensor | None) -> torch.Tensor | None:

@@ -78,7 +78,12 @@ class SideNetwork(nn.Module):
         layers = zip(output.taps, self.rungs, self.blocks, self._frequency_names, strict=True)
         for index, (tap, rung, block, name) in enumerate(layers):
             slots = (None, None) if cache is None else cache.slots(index)
-            if slots[0] is not None and memory is None and s.shape[1] == 1 and not torch.is_grad_enabled():
+            if (
+                slots[0] is not None
+                and memory is None
+                and s.shape[1] == 1
+                and not (self.training or torch.is_grad_enabled())
+            ):
                 s = step(block, rung, tap, s, key_mask, bias, rotations[name], slots[0])
             else:
                 s = block(rung(tap, s), key_mask, bias, rotations[name], memory, memory_mask, *slots)

@@ -18,9 +18,9 @@ from .. import _native
 _PLAIN = ("recompute", "reference")
 ORDER = {"cpu": ("native", *_PLAIN), "cuda": ("triton", "cuda", "sdpa", *_PLAIN)}
 
-# Triton's own switch, which it reads when a kernel is defined: kernels then run on CPU tensors, slowly, in Python.
 _PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)  # no subclass, which a mode or a tracer would have to see
 
+# Triton's own switch, which it reads when a kernel is defined: kernels then run on CPU tensors, slowly, in Python.
 TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -19,3 +19,8 @@ def as_rows(x: torch.Tensor) -> torch.Tensor:
 def as_float32(x: torch.Tensor) -> torch.Tensor:
     """A small parameter (gate, bias) densely in float32; itself where it is that already."""
     return x.to(torch.float32).contiguous()
+
+
+def empty_float32(*shape: int) -> torch.Tensor:
+    """Room for what a native kernel writes, whatever PyTorch's default dtype and device are."""
+    return torch.empty(*shape, dtype=torch.float32, device="cpu")

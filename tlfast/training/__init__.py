@@ -3,8 +3,7 @@
 from .evaluation import evaluate, evaluate_test, predict_logits
 from .folder import RunFolder, write_whole
 from .results import batch_shape, calibration_batches, file_digest, results, typical_batch, write_results
-from .scores import score
-from .tasks import TASKS, Columns, Task, TextTask, load_data, load_task, prepare
+from .tasks import TASKS, Columns, Task, TextTask, load_data, load_task
 from .trainer import Fit, InterruptedTraining, Settings, TaskData, Trial, fit
 
 __all__ = [
@@ -27,9 +26,7 @@ __all__ = [
     "load_data",
     "load_task",
     "predict_logits",
-    "prepare",
     "results",
-    "score",
     "typical_batch",
     "write_results",
     "write_whole",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -84,9 +85,16 @@ def _batches(dataset: LabelledDataset, collate: Collate, size: int) -> Iterator[
 
 def _logits(model: nn.Module, batch: Batch) -> torch.Tensor:
     device = next(model.parameters()).device
+    with evaluating(model), torch.no_grad():
+        return model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In eval mode for the time of a `with` block."""
     was_training = model.training
     model.eval()
-    with torch.no_grad():
-        logits = model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits
-    model.train(was_training)
-    return logits
+    try:
+        yield
+    finally:
+        model.train(was_training)

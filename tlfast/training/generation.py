@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..data import PadBatch, TokenDataset
+from .evaluation import evaluating
 
 _BATCH = 16
 
@@ -25,17 +26,16 @@ def generate_ids(
         settings["eos_token_id"] = tokenizer.eos_token_id
     written: list[list[int]] = [[] for _ in range(len(dataset))]
     order = sorted(range(len(dataset)), key=lambda i: -dataset.lengths[i])
-    was_training = model.training
-    model.eval()
-    for start in range(0, len(order), _BATCH):
-        chosen = order[start : start + _BATCH]
-        batch = pad([{k: v for k, v in dataset[i].items() if k != "labels"} for i in chosen])
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        ids = model.generate(**batch, **settings, pad_token_id=pad.pad_token_id)
-        before = 1 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]  # the start token, or the prompt
-        for i, row in zip(chosen, ids[:, before:].tolist(), strict=True):
-            written[i] = row
-    model.train(was_training)
+    with evaluating(model):
+        for start in range(0, len(order), _BATCH):
+            chosen = order[start : start + _BATCH]
+            batch = pad([{k: v for k, v in dataset[i].items() if k != "labels"} for i in chosen])
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            ids = model.generate(**batch, **settings, pad_token_id=pad.pad_token_id)
+            # the start token, or the prompt
+            before = 1 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]
+            for i, row in zip(chosen, ids[:, before:].tolist(), strict=True):
+                written[i] = row
     return written
 
 

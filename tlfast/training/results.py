@@ -24,14 +24,14 @@ def calibration_batches(data: TaskData, seed: int, batch_size: int = 32) -> list
     """Up to 256 training examples, drawn by the seed, as batches with labels, which an encoder-decoder reads too."""
     count = min(_CALIBRATION_EXAMPLES, len(data.train))
     drawn = data.train.select(random.Random(seed).sample(range(len(data.train)), count))
-    return [data.pad([drawn[j] for j in range(i, min(i + batch_size, count))]) for i in range(0, count, batch_size)]
+    return [data.collate([drawn[j] for j in range(i, min(i + batch_size, count))]) for i in range(0, count, batch_size)]
 
 
 def typical_batch(data: TaskData, batch_size: int) -> dict[str, torch.Tensor]:
     """A training batch, with labels, of the examples of middling length: what a step usually holds."""
     order = sorted(range(len(data.train)), key=lambda i: data.train.lengths[i])
     start = max(0, (len(order) - batch_size) // 2)
-    return data.pad([data.train[i] for i in order[start : start + batch_size]])
+    return data.collate([data.train[i] for i in order[start : start + batch_size]])
 
 
 def batch_shape(batch: dict[str, torch.Tensor]) -> dict[str, int]:
@@ -51,11 +51,11 @@ def results(fit: Fit, data: TaskData, test: LabelledDataset, settings: Settings)
     count = min(_SCORED_TRAINING_EXAMPLES, len(data.train))
     drawn = data.train.select(random.Random(settings.seed).sample(range(len(data.train)), count))
     seconds = fit.chosen.epoch_seconds
-    test_scores = evaluate_test(fit.model, test, data.pad, data.scoring)
+    test_scores = evaluate_test(fit.model, test, data.collate, data.scoring)
     headline = {"accuracy": test_scores["accuracy"]} if "accuracy" in test_scores else {}
     return {
         **headline,
-        "train": evaluate(fit.model, drawn, data.pad, data.scoring),
+        "train": evaluate(fit.model, drawn, data.collate, data.scoring),
         "dev": fit.dev,
         "test": test_scores,
         "selected_by": f"dev {data.scoring.metric}",

@@ -48,7 +48,10 @@ class ClassScoring(Scoring):
 
     def score(self, kept: Sequence[np.ndarray], labels: Sequence[Any]) -> Scores:
         """Accuracy in [0, 1] and mean cross-entropy."""
-        return score(np.asarray(kept), labels, regression=False)
+        values, classes = np.asarray(kept, dtype=np.float64), np.asarray(labels, dtype=np.int64)
+        shifted = values - values.max(axis=1, keepdims=True)
+        losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(classes)), classes]
+        return {"accuracy": float(np.mean(values.argmax(axis=1) == classes)), "loss": float(np.mean(losses))}
 
 
 class NumberScoring(Scoring):
@@ -58,7 +61,8 @@ class NumberScoring(Scoring):
 
     def score(self, kept: Sequence[np.ndarray], labels: Sequence[Any]) -> Scores:
         """Pearson's r, None where predictions or targets do not vary, and mean squared error."""
-        return score(np.asarray(kept), labels, regression=True)
+        predicted, wanted = np.asarray(kept, dtype=np.float64).reshape(-1), np.asarray(labels, dtype=np.float64)
+        return {"pearson": _pearson(predicted, wanted), "mse": float(np.mean((predicted - wanted) ** 2))}
 
 
 class SetScoring(Scoring):
@@ -81,21 +85,6 @@ class SetScoring(Scoring):
             "macro_f1": float(np.mean([_f1(*counts) for counts in zip(hits, made, true, strict=True)])),
             "loss": float(np.mean(losses)),
         }
-
-
-def score(logits: np.ndarray, targets: Sequence[int | float], regression: bool) -> Scores:
-    """Accuracy in [0, 1] and mean cross-entropy, or Pearson's r and mean squared error; computed in float64.
-
-    Pearson's r is None where predictions or targets do not vary.
-    """
-    values = np.asarray(logits, dtype=np.float64)
-    if regression:
-        predicted, wanted = values.reshape(-1), np.asarray(targets, dtype=np.float64)
-        return {"pearson": _pearson(predicted, wanted), "mse": float(np.mean((predicted - wanted) ** 2))}
-    classes = np.asarray(targets, dtype=np.int64)
-    shifted = values - values.max(axis=1, keepdims=True)
-    losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(classes)), classes]
-    return {"accuracy": float(np.mean(values.argmax(axis=1) == classes)), "loss": float(np.mean(losses))}
 
 
 def precision_recall_f1(hits: int, predicted: int, true: int) -> tuple[float, float, float]:

@@ -25,7 +25,7 @@ from .callbacks import (
     StopRequest,
     StopWhenAsked,
 )
-from .evaluation import Collate, evaluate
+from .evaluation import Collate, LabelledDataset, evaluate
 from .folder import last_checkpoint
 from .scores import Scores, Scoring
 
@@ -51,11 +51,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class TaskData:
-    """Data of a task as the model reads them, two `LabelledDataset`. pad: makes a batch of examples."""
+    """Data of a task as the model reads them. collate: makes a batch of examples."""
 
-    train: Any
-    dev: Any
-    pad: Collate
+    train: LabelledDataset
+    dev: LabelledDataset
+    collate: Collate
     scoring: Scoring
 
 
@@ -126,7 +126,7 @@ def fit(
         rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
         raise InputError(f"the loss became NaN or infinite with learning rate {rates}; pass a lower one")
     model, chosen = best
-    return Fit(model, chosen, tuple(trials), evaluate(model, data.dev, data.pad, data.scoring))
+    return Fit(model, chosen, tuple(trials), evaluate(model, data.dev, data.collate, data.scoring))
 
 
 class _BucketTrainer(Trainer):
@@ -168,7 +168,7 @@ def _run(
         args=_arguments(data, settings, rate, folder),
         train_dataset=data.train,
         eval_dataset=data.dev,
-        data_collator=data.pad,
+        data_collator=data.collate,
         compute_metrics=lambda outcome: _scores(data.scoring, outcome),
         callbacks=callbacks,
         preprocess_logits_for_metrics=lambda logits, labels: data.scoring.reduce(_first(logits), labels),

@@ -1,5 +1,5 @@
 // One rung and one side block on one new position of each sequence: what a side network computes for a token while text
-// is generatestep. All of it is a fraction of a million products, so the cost of calling a dozen operations would be
+// is generated. All of it is a fraction of a million products, so the cost of calling a dozen operations would be
 // several times that of computing them.
 #include <cmath>
 #include <cstring>
@@ -172,7 +172,8 @@ static void attend_rows(const Step &step, float *qkv, float *scores, float *atte
     std::memcpy(step.new_keys + b * kv, k, sizeof(float) * kv);
     std::memcpy(step.new_values + b * kv, v, sizeof(float) * kv);
     for (int64_t h = 0; h < step.heads; ++h) {
-      const int64_t group = h / (step.heads / step.kv_heads), cached = (b * step.kv_heads + group) * step.past * step.head_dim;
+      const int64_t group = h / (step.heads / step.kv_heads);
+      const int64_t cached = (b * step.kv_heads + group) * step.past * step.head_dim;
       attend(q + h * step.head_dim, step.keys + cached, step.values + cached, k + group * step.head_dim,
              v + group * step.head_dim, step.key_mask == nullptr ? nullptr : step.key_mask + b * keys,
              step.bias == nullptr ? nullptr : step.bias + h * keys, scores, attended + r * inner + h * step.head_dim,
@@ -198,7 +199,8 @@ static void behind(const Step &step, float *y, float *x, int norm, int output_no
 
 static void run_rows(const Step &step, float *memory, int64_t first, int64_t rows) {
   const Weights &w = step.weights;
-  const int64_t width = step.side_width, inner = step.heads * step.head_dim, qkv_width = inner + 2 * step.kv_heads * step.head_dim;
+  const int64_t width = step.side_width, inner = step.heads * step.head_dim;
+  const int64_t qkv_width = inner + 2 * step.kv_heads * step.head_dim;
   const auto take = [&memory](int64_t count) { return (memory += count) - count; };
   float *y = take(rows * width), *qkv = take(rows * qkv_width), *attended = take(rows * inner);
   float *hidden = take(rows * step.hidden), *gate = take(rows * step.hidden), *scores = take(step.past + 1);

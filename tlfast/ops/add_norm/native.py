@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ... import _native
-from .._rows import as_float32, as_rows
+from .._rows import as_float32, as_rows, empty_float32
 from ..dropout import unsigned
 
 
@@ -23,8 +23,8 @@ def forward(
     x_rows, residual_rows, weight = as_rows(x), as_rows(residual), as_float32(weight)
     offset = None if bias is None else as_float32(bias)
     rows, width = x_rows.shape
-    u, y, rstd = torch.empty(x.shape), torch.empty(x.shape), torch.empty(rows)
-    mean = None if norm == "rms" else torch.empty(rows)
+    u, y, rstd = empty_float32(*x.shape), empty_float32(*x.shape), empty_float32(rows)
+    mean = None if norm == "rms" else empty_float32(rows)
     _native.library().add_norm_forward_cpu(
         x_rows.data_ptr(),
         residual_rows.data_ptr(),
@@ -61,9 +61,9 @@ def backward(
     dy_rows, scale = as_rows(dy), as_float32(weight)
     stream = None if du is None else as_rows(du)
     rows, width = dy_rows.shape
-    dx = None if seed is None else torch.empty(u.shape)
-    dresidual, dweight = torch.empty(u.shape), torch.empty(width)
-    dbias = torch.empty(width) if need_dbias else None
+    dx = None if seed is None else empty_float32(*u.shape)
+    dresidual, dweight = empty_float32(*u.shape), empty_float32(width)
+    dbias = empty_float32(width) if need_dbias else None
     _native.library().add_norm_backward_cpu(
         _native.pointer(stream),
         dy_rows.data_ptr(),

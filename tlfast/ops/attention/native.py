@@ -22,8 +22,8 @@ def forward(
     q, k, v = _rows(q), _rows(k), _rows(v)
     bias, key_mask = _bias_rows(bias, k.shape[1]), _bytes(key_mask)
     batch, queries, heads, _ = q.shape
-    out = torch.empty(q.shape, dtype=q.dtype)
-    statistics = torch.empty((batch, heads, queries, 2), dtype=torch.float32)
+    out = torch.empty(q.shape, dtype=q.dtype, device="cpu")
+    statistics = torch.empty((batch, heads, queries, 2), dtype=torch.float32, device="cpu")
     _native.library().attention_forward_cpu(
         q.data_ptr(),
         k.data_ptr(),
@@ -56,10 +56,10 @@ def backward(
     dout = dout.contiguous()
     q, k, v = _rows(q), _rows(k), _rows(v)
     bias_rows, key_mask = _bias_rows(bias, k.shape[1]), _bytes(key_mask)
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device="cpu") for x in (q, k, v))
     dbias = None
     if bias is not None and need_dbias:
-        dbias = torch.zeros((bias.shape[0], q.shape[2], q.shape[1], k.shape[1]), dtype=torch.float32)
+        dbias = torch.zeros((bias.shape[0], q.shape[2], q.shape[1], k.shape[1]), dtype=torch.float32, device="cpu")
     _native.library().attention_backward_cpu(
         dout.data_ptr(),
         q.data_ptr(),

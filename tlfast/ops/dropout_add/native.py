@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from ... import _native
-from .._rows import as_rows
+from .._rows import as_rows, empty_float32
 from ..dropout import unsigned
 
 
 def forward(x: torch.Tensor, residual: torch.Tensor, p: float, seed: torch.Tensor) -> torch.Tensor:
     x_rows, residual_rows = as_rows(x), as_rows(residual)
-    z = torch.empty(x.shape)
+    z = empty_float32(*x.shape)
     _native.library().dropout_add_forward_cpu(
         x_rows.data_ptr(),
         residual_rows.data_ptr(),
@@ -28,7 +28,7 @@ def forward(x: torch.Tensor, residual: torch.Tensor, p: float, seed: torch.Tenso
 
 def backward(dz: torch.Tensor, p: float, seed: torch.Tensor) -> torch.Tensor:
     dz_rows = as_rows(dz)
-    dx = torch.empty(dz.shape)
+    dx = empty_float32(*dz.shape)
     _native.library().dropout_add_backward_cpu(
         dz_rows.data_ptr(),
         dx.data_ptr(),

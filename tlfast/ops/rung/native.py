@@ -20,7 +20,7 @@ def forward(
     p = linear(as_rows(h), weight.to(h.dtype))  # (rows, R)
     s_rows = as_rows(s)
     # the blend overwrites the product where it may: one buffer fewer
-    z = p if p.dtype == s.dtype else torch.empty(p.shape, dtype=s.dtype)
+    z = p if p.dtype == s.dtype else torch.empty(p.shape, dtype=s.dtype, device="cpu")
     gate = as_float32(alpha)
     offset = None if bias is None else as_float32(bias)
     _native.library().rung_forward_cpu(
@@ -56,9 +56,9 @@ def backward(
     # where dalpha is not wanted the kernel still reads s and z: give it dz, which costs no extra traffic
     s_rows, z_rows = (g, g) if s is None or z is None else (as_rows(s), as_rows(z))
     gate = as_float32(alpha)
-    ds = torch.empty(g.shape, dtype=g.dtype) if need_ds else None
-    dbias = torch.empty(g.shape[1], dtype=torch.float32) if need_dbias else None
-    dalpha = torch.empty(gate.shape, dtype=torch.float32) if s is not None else None
+    ds = torch.empty(g.shape, dtype=g.dtype, device="cpu") if need_ds else None
+    dbias = torch.empty(g.shape[1], dtype=torch.float32, device="cpu") if need_dbias else None
+    dalpha = torch.empty(gate.shape, dtype=torch.float32, device="cpu") if s is not None else None
     _native.library().rung_backward_cpu(
         g.data_ptr(),
         s_rows.data_ptr(),

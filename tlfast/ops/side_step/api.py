@@ -6,9 +6,11 @@ import torch
 
 from .. import _dispatch
 from . import native, reference
-from .weights import ACTIVATIONS, StepSettings, StepWeights
+from .weights import ACTIVATIONS, NORMS, PLACEMENTS, StepSettings, StepWeights
 
 IMPLEMENTATIONS = ("reference", "native")
+
+_HEAD_NORMS = ("query_norm", "key_norm")
 
 
 def side_step(
@@ -46,11 +48,12 @@ def side_step(
 
     Source: Sung et al. 2022 (arXiv 2206.06522), section 3.2, with Vaswani et al. 2017 (arXiv 1706.03762), section 3.1.
     """
-    _check(tap, s, keys, values, weights, settings, key_mask)
+    _check(tap, s, keys, values, weights, settings, key_mask, bias, rotation)
 
     def refuses(name: str) -> str | None:
-        if name == "native" and not all(w is None or w.dtype == torch.float32 for w in (tap, s, keys, *weights)):
-            return f"it takes float32, and not all of tap ({tap.dtype}), s, keys and weights are; use impl='reference'"
+        numbers = (tap, s, keys, values, bias, *(rotation or ()), *weights)
+        if name == "native" and not all(x is None or x.dtype == torch.float32 for x in numbers):
+            return f"it takes float32, and not all of tap ({tap.dtype}), its other inputs and weights are"
         return None
 
     chosen = _dispatch.choose("side_step", impl, IMPLEMENTATIONS, tap.device.type, refuses)
@@ -64,23 +67,60 @@ def _check(
     s: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    weights: StepWeights,
+    w: StepWeights,
     settings: StepSettings,
     key_mask: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    rotation: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> None:
-    side_width, width = weights.rung_weight.shape
+    _check_settings(settings)
+    (side_width, width), hidden = w.rung_weight.shape, w.up_weight.shape[0]
     batch, past = tap.shape[0], keys.shape[2] if keys.dim() == 4 else -1
-    if tap.shape != (batch, width):
-        raise ValueError(f"tap must be (B, {width}) as the rung's weight is, not {tuple(tap.shape)}")
-    if s.shape != (batch, side_width):
-        raise ValueError(f"s must be {(batch, side_width)} as tap and the rung's weight are, not {tuple(s.shape)}")
-    expected = (batch, settings.kv_heads, past, settings.head_dim)
-    for name, cached in (("keys", keys), ("values", values)):
-        if cached.shape != expected:
-            raise ValueError(f"{name} must be (B, kv_heads, P, head_dim) = {expected}, not {tuple(cached.shape)}")
-    if key_mask is not None and (key_mask.shape != (batch, past + 1) or key_mask.dtype != torch.bool):
-        raise ValueError(
-            f"key_mask must be bool, (B, P + 1) = {(batch, past + 1)}, not {key_mask.dtype} of {tuple(key_mask.shape)}"
-        )
-    if settings.activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {ACTIVATIONS}, not {settings.activation!r}")
+    heads, kv_heads, head_dim = settings.heads, settings.kv_heads, settings.head_dim
+    qkv, cached = (heads + 2 * kv_heads) * head_dim, (batch, kv_heads, past, head_dim)
+    norms = {name: (side_width,) for name in w._fields if "norm" in name} | dict.fromkeys(_HEAD_NORMS, (head_dim,))
+    shapes = {
+        "tap": (batch, width),
+        "s": (batch, side_width),
+        "keys": cached,
+        "values": cached,
+        "key_mask": (batch, past + 1),
+        "bias": (heads, past + 1),
+        "rung_bias": (side_width,),
+        "qkv_weight": (qkv, side_width),
+        "qkv_bias": (qkv,),
+        "output_weight": (side_width, heads * head_dim),
+        "output_bias": (side_width,),
+        **{f"{name}_weight": (hidden, side_width) for name in ("up", "gate")},
+        **{f"{name}_bias": (hidden,) for name in ("up", "gate")},
+        "down_weight": (side_width, hidden),
+        "down_bias": (side_width,),
+        **norms,
+    }
+    given = {"tap": tap, "s": s, "keys": keys, "values": values, "key_mask": key_mask, "bias": bias, **w._asdict()}
+    for name, tensor in given.items():
+        if tensor is None:
+            continue
+        if tensor.device != tap.device:
+            raise ValueError(f"{name} is on {tensor.device} and tap on {tap.device}: move them to one device")
+        if name in shapes and tensor.shape != shapes[name]:
+            raise ValueError(
+                f"{name} must be {shapes[name]} as tap, keys and the weights are, not {tuple(tensor.shape)}"
+            )
+    if w.alpha.shape not in ((), (1,), (side_width,)):
+        raise ValueError(f"alpha must be (), (1,) or ({side_width},), not {tuple(w.alpha.shape)}")
+    if key_mask is not None and key_mask.dtype != torch.bool:
+        raise ValueError(f"key_mask must be bool, True where a token is, not {key_mask.dtype}: use mask.bool()")
+    for part in rotation or ():
+        if part.shape not in ((1, head_dim), (batch, head_dim)) or head_dim % 2:
+            raise ValueError(
+                f"rotation must be two of (1 or B, head_dim) with an even head_dim, not {tuple(part.shape)}"
+            )
+
+
+def _check_settings(settings: StepSettings) -> None:
+    for name, allowed in (("activation", ACTIVATIONS), ("placement", PLACEMENTS), ("norm", NORMS)):
+        if getattr(settings, name) not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}, not {getattr(settings, name)!r}")
+    if settings.kv_heads < 1 or settings.heads % settings.kv_heads:
+        raise ValueError(f"kv_heads must divide the {settings.heads} heads, not be {settings.kv_heads}")

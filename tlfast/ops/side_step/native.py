@@ -7,6 +7,7 @@ from array import array
 import torch
 
 from ... import _native
+from .._rows import empty_float32
 from .weights import ACTIVATIONS, StepSettings, StepWeights
 
 
@@ -26,8 +27,8 @@ def side_step(
     addresses = array("q", map(_native.pointer, weights))
     mask, bias = (None if x is None else x.contiguous() for x in (key_mask, bias))
     cosines, sines = (None, None) if rotation is None else (part.contiguous() for part in rotation)
-    new_keys, new_values = (torch.empty(s.shape[0], settings.kv_heads, settings.head_dim) for _ in range(2))
-    out = torch.empty(s.shape)
+    new_keys, new_values = (empty_float32(s.shape[0], settings.kv_heads, settings.head_dim) for _ in range(2))
+    out = empty_float32(*s.shape)
     _native.library().side_step_cpu(
         addresses.buffer_info()[0],
         tap.data_ptr(),

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+NORMS = ("layer", "rms")
+PLACEMENTS = ("post", "pre", "sandwich")
 # The activations of a feed-forward, in the order of tl_activation in csrc/tlfast.h.
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
 

@@ -18,7 +18,7 @@ T = TypeVar("T", bound=Task)
 
 TASKS: dict[str, type[Task]] = {kind.name: kind for kind in (TextTask, TagTask, ImageTask, CausalTask, Seq2SeqTask)}
 
-__all__ = ["TASKS", "Columns", "Predictions", "Task", "TextTask", "load_data", "load_task", "prepare"]
+__all__ = ["TASKS", "Columns", "Predictions", "Task", "TextTask", "load_data", "load_task"]
 
 
 def load_data(
@@ -33,19 +33,6 @@ def load_data(
     dev = None if dev_file is None else task.read(dev_file, labelled=True)
     parts = task.datasets(train, dev, preprocessor, seed)
     return task, TaskData(*parts, task.collate(preprocessor), task.scoring(preprocessor))
-
-
-def prepare(
-    train_file: str | Path,
-    dev_file: str | Path | None,
-    columns: Columns,
-    tokenizer: Any,
-    max_length: int,
-    seed: int,
-    backbone: str = "",
-) -> tuple[TextTask, TaskData]:
-    """`load_data` for labelled texts."""
-    return load_data(TextTask(max_length, backbone, columns=columns), train_file, dev_file, tokenizer, seed)
 
 
 def load_task(folder: Path) -> Task:
