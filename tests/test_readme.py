@@ -11,6 +11,7 @@ import tlfast
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+INPUTS = ["input_ids", "attention_mask"]
 COMMANDS = [
     'pip install -c constraints.txt -e ".[demo]" && tlfast demo',
     'pip install -c constraints.txt -e ".[test]" && pytest',
@@ -39,6 +40,10 @@ def test_sections_are_in_their_order():
         "Before and after",
         "Two commands",
         "What works today",
+        "Language models",
+        "Many ladders, one forward",
+        "More than one process",
+        "Figures",
         "How it works",
         "Building with CUDA",
         "Troubleshooting",
@@ -55,6 +60,10 @@ def test_linked_files_are_there():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert "benchmarks/ladder.svg" in links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_script_for_several_processes_is_the_one_that_is_tested():
+    assert (ROOT / "tests" / "distributed" / "train.py").read_text(encoding="utf-8") in code_blocks("python")
 
 
 def test_figures_are_those_of_the_results():
@@ -83,3 +92,30 @@ def test_code_runs_as_it_stands(number, monkeypatch):
     gradients = {name for name, p in names["model"].named_parameters() if p.grad is not None}
     assert gradients == {name for name, p in names["model"].named_parameters() if p.requires_grad}
     assert gradients
+
+
+def test_the_language_models_code_runs(monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    words = ["<|endoftext|>", "[UNK]", *"The answer is 42 . It not".split()]
+    plain = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    plain.pre_tokenizer = Whitespace()
+
+    def tokenizer(_name, **settings):
+        return transformers.PreTrainedTokenizerFast(tokenizer_object=plain, model_input_names=INPUTS, **settings)
+
+    tokens = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=len(words), n_positions=64, **tokens)
+    model = transformers.GPT2LMHeadModel(config)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", tokenizer)
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda _name: model)
+    names = {}
+    exec(
+        next(code for code in code_blocks("python") if "causal-lm" in code).replace("reduction=8", "reduction=2"), names
+    )
+    assert (names["labels"] == -100).sum() == 2, "the shorter text is padded, and padding is not learned"
+    assert names["tokens"].shape[0] == 1 and names["tokens"].shape[1] > 3
+    assert all(p.grad is not None for p in names["model"].parameters() if p.requires_grad)

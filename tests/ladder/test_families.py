@@ -181,3 +181,16 @@ def test_starting_weights_do_not_depend_on_how_batches_are_cut(family, init):
     apart.calibrate(rows)
     for (name, ours), theirs in zip(together.named_parameters(), apart.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_autocast_trains_and_answers(family):
+    """Under autocast norms and rotations give float32 and products bfloat16: no operation may mix the two."""
+    model, inputs = ladder(family, init="random"), examples_of(family)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.train()(**inputs).loss
+        loss.backward()
+        with torch.no_grad():
+            logits = model.eval()(**inputs).logits
+    assert loss.isfinite() and logits.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import tlfast
 from tests.models import BERT_LIKE, batch, digest, tiny
 from tlfast import LadderConfig, LadderModel
+from tlfast.ladder.heads import pool
 
 
 def ladder(family="bert", num_labels=3, taps="all", problem_type=None, **settings):
@@ -191,3 +192,32 @@ def test_misuse_is_a_clear_error(make, error, words):
     with pytest.raises(error) as caught:
         make()
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(("pooling", "chosen"), [("cls", 2), ("last", 6)])
+def test_pooling_reads_a_tokens_position_under_left_padding(pooling, chosen):
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0, 0]], dtype=torch.bool)
+    x = torch.randn(2, 7, 3)
+    assert torch.equal(pool(x, mask, pooling), torch.stack((x[0, chosen], torch.zeros(3))))
+
+
+def test_a_step_of_several_batches_counts_labels_as_trainer_does():
+    model, inputs = ladder().eval(), batch()
+    labels = torch.tensor([1, -100, 2])
+    mean = model(**inputs, labels=labels).loss
+    torch.testing.assert_close(model(**inputs, labels=labels, num_items_in_batch=2).loss, mean)
+    torch.testing.assert_close(model(**inputs, labels=labels, num_items_in_batch=4).loss, mean / 2)
+
+
+def test_the_callers_embeddings_are_not_written():
+    model = tiny("llama")
+    embeddings = model.get_input_embeddings()(batch()["input_ids"]).detach()
+    before = embeddings.clone()
+    tlfast.freeze(model)(inputs_embeds=embeddings, attention_mask=batch()["attention_mask"])
+    assert torch.equal(embeddings, before)
+
+
+@pytest.mark.parametrize(("name", "value"), [("output_hidden_states", True), ("return_dict", False), ("wings", 2)])
+def test_what_a_ladder_does_not_give_is_refused(name, value):
+    with pytest.raises(TypeError, match=name):
+        ladder()(**batch(), **{name: value})
