@@ -84,6 +84,7 @@ def test_a_new_ladder_generates_what_its_backbone_does(family, mode):
     )
 
 
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated")  # the name that every version takes
 @pytest.mark.parametrize("family", DECODERS)
 def test_generation_continues_from_a_cache(family):
     """As in transformers: a conversation's cache is passed back, with the longer prompt."""
@@ -210,6 +211,7 @@ def test_generation_changes_nothing_of_model_and_backbone():
     assert not any(module._forward_hooks for module in model.backbone.model.modules())
 
 
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated")  # the name that every version takes
 def test_a_cache_that_the_backbone_filled_is_refused():
     model, ids = ladder("gpt2"), prompts("gpt2")["input_ids"]
     cache = DynamicCache()
