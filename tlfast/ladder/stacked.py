@@ -1,0 +1,217 @@
+"""The side networks of several ladders of equal shape, as one batched computation."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..backbone import BackboneOutput
+from ..backbone.parts import BlockSpec
+from .attention import Rotation, rotation_of
+from .blocks import SideBlock
+from .stacked_layers import Affine, StackedHeadNorm, StackedLinear, exact, normed, rounded
+
+if TYPE_CHECKING:
+    from .model import LadderModel
+
+
+class SideShape(NamedTuple):
+    """What ladders must have in common to be stacked; tasks, heads, gates and temperatures may differ."""
+
+    taps: tuple[int, ...]
+    block: BlockSpec
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, ladder: LadderModel) -> SideShape | None:
+        """None for a ladder that runs alone: an encoder-decoder, or one whose blocks share a relative bias."""
+        spec = ladder.side.blocks[0].spec
+        assert isinstance(spec, BlockSpec)
+        if ladder.side_encoder is not None or ladder.side.relative_bias is not None or spec.cross:
+            return None
+        spec = dataclasses.replace(spec, hidden_dropout=0.0, attention_dropout=0.0)
+        return cls(ladder.backbone.tap_indices, spec, ladder.side.embedding.weight.dtype)
+
+
+class StackedSides:
+    """K side networks of one `SideShape`; their weights are copies.
+
+    Called with the backbone's output (its taps those of the shape), a (B, S) bool mask of tokens and position_ids;
+    returns (K, B S, R), for each ladder what its SideNetwork gives. A tap is read by one product for all ladders, and
+    so are the embeddings; inside the blocks the ladders are a batch dimension.
+    """
+
+    def __init__(self, sides: Sequence[Any]) -> None:
+        first = sides[0]
+        self.count, self.width = len(sides), first.width
+        self.spec: BlockSpec = first.blocks[0].spec
+        self.rotary_scaling = first.rotary_scaling
+        self.frequencies = [None if name is None else getattr(first, name) for name in first._frequency_names]
+        self.embedding = _Down.of([side.embedding for side in sides])
+        self.rungs: list[_Rung] = []
+        self.blocks: list[_Block] = []
+        pending: Affine | None = None  # of the norm behind the previous block
+        for rungs, blocks in zip(*(zip(*parts, strict=True) for parts in _layers(sides)), strict=True):
+            self.rungs.append(_Rung(rungs, pending))
+            self.blocks.append(_Block(blocks))
+            pending = Affine.of([block.feed_forward_norm for block in blocks]) if self.spec.placement == "post" else None
+        like = first.embedding.weight
+        self.last = None if pending is None else _rounded(pending, like)
+        self.norm = _rounded(Affine.of([side.norm for side in sides]), like)
+
+    def __call__(
+        self, output: BackboneOutput, key_mask: torch.Tensor | None, position_ids: torch.Tensor | None
+    ) -> torch.Tensor:
+        batch, length, _ = output.embedding.shape
+        shape = (self.count * batch, length, self.width)
+        mask = None if key_mask is None else key_mask.repeat(self.count, 1)
+        rotations = self._rotations(length, position_ids, output.embedding.device)
+        x = self.embedding(output.embedding)
+        for tap, rung, block, rotation in zip(output.taps, self.rungs, self.blocks, rotations, strict=True):
+            x = block(rung(tap, x), shape, mask, rotation)
+        if self.last is not None:
+            x = _apply(self.last, x)
+        return _apply(self.norm, normed(x, self.spec.norm, self.spec.eps))
+
+    def _rotations(
+        self, length: int, position_ids: torch.Tensor | None, device: torch.device
+    ) -> list[Rotation | None]:
+        """One for each block; those of different positions in a batch are repeated for the ladders."""
+        if position_ids is None:
+            position_ids = torch.arange(length, device=device)[None]
+        elif position_ids.shape[0] > 1:
+            position_ids = position_ids.repeat(self.count, 1)
+        made: dict[int, Rotation | None] = {id(None): None}
+        for frequencies in self.frequencies:
+            if id(frequencies) not in made:
+                made[id(frequencies)] = rotation_of(frequencies, position_ids, self.rotary_scaling)
+        return [made[id(frequencies)] for frequencies in self.frequencies]
+
+
+class _Down(NamedTuple):
+    """One product of a backbone state with the weights of all ladders. (B, S, D) -> a (K, B S, R) view."""
+
+    weight: torch.Tensor  # (K R, D)
+    bias: torch.Tensor  # (K R,)
+    count: int
+
+    @classmethod
+    def of(cls, linears: Sequence[Any], scale: torch.Tensor | None = None, shift: Any = 0.0) -> _Down:
+        """scale (K, 1, R) multiplies the outputs; shift is then added."""
+        weight, bias = exact([linear.weight for linear in linears]), exact([linear.bias for linear in linears])
+        if scale is not None:
+            weight, bias = scale.mT * weight, scale[:, 0] * bias
+        like, bias = linears[0].weight, bias + shift
+        return cls(rounded(weight.flatten(0, 1), like), rounded(bias.flatten(), like), len(linears))
+
+    def __call__(self, h: torch.Tensor) -> torch.Tensor:
+        rows = F.linear(h.reshape(-1, h.shape[-1]), self.weight, self.bias)
+        return rows.unflatten(-1, (self.count, -1)).transpose(0, 1)
+
+
+class _Rung:
+    """z = mu s + (1 - mu)(W h + b), with 1 - mu in the weights, and with the affine part that s still lacks."""
+
+    def __init__(self, rungs: Sequence[Any], pending: Affine | None) -> None:
+        width = rungs[0].weight.shape[0]
+        logits = [rung.alpha / rung.temperature for rung in rungs]
+        mu = torch.sigmoid(exact([logit.expand(width) for logit in logits]))[:, None]
+        rest = torch.sigmoid(-exact([logit.expand(width) for logit in logits]))[:, None]
+        shift = 0.0
+        if pending is not None:
+            shift = 0.0 if pending.shift is None else (mu * pending.shift)[:, 0]
+            mu = mu * pending.scale
+        self.down = _Down.of(rungs, rest, shift)
+        self.mu = rounded(mu, rungs[0].weight)
+
+    def __call__(self, tap: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        # written ladder by ladder, whereas the product is token by token
+        return torch.addcmul(self.down(tap), self.mu, s, out=s.new_empty(s.shape))
+
+
+class _Block:
+    """One side block of each ladder, on a stream (K, T, R), which it overwrites.
+
+    Post-norm blocks return the last norm's result without its affine part.
+    """
+
+    def __init__(self, blocks: Sequence[SideBlock]) -> None:
+        spec = blocks[0].spec
+        self.norm, self.eps, self.placement = spec.norm, spec.eps, spec.placement
+        attention_norm = Affine.of([block.attention_norm for block in blocks])
+        feed_forward_norm = Affine.of([block.feed_forward_norm for block in blocks])
+        post = spec.placement == "post"
+        self.attention = _attention([block.attention for block in blocks], None if post else attention_norm)
+        self.feed_forward = _feed_forward(
+            [block.feed_forward for block in blocks], attention_norm if post else feed_forward_norm
+        )
+        self.attention_output = StackedLinear([block.attention.output for block in blocks])
+        self.feed_forward_output = StackedLinear([block.feed_forward.down for block in blocks])
+        like = blocks[0].feed_forward.down.weight
+        self.between = _rounded(attention_norm, like) if post else None
+        if spec.placement == "sandwich":
+            self.output_norms = [
+                _rounded(Affine.of([getattr(block, name) for block in blocks]), like)
+                for name in ("attention_output_norm", "feed_forward_output_norm")
+            ]
+
+    def __call__(
+        self, x: torch.Tensor, shape: tuple[int, ...], mask: torch.Tensor | None, rotation: Rotation | None
+    ) -> torch.Tensor:
+        def attend(y: torch.Tensor) -> torch.Tensor:
+            return self.attention(y.view(shape), key_mask=mask, rotation=rotation)
+
+        if self.between is not None:
+            y = self._normed(self.attention_output.add_to(x, attend(x)))
+            return self._normed(self.feed_forward_output.add_to(_apply(self.between, y), self.feed_forward(y)))
+        if self.placement == "pre":
+            x = self.attention_output.add_to(x, attend(self._normed(x)))
+            return self.feed_forward_output.add_to(x, self.feed_forward(self._normed(x)))
+        attended = self.attention_output(attend(self._normed(x))).view(x.shape)
+        x = x + _apply(self.output_norms[0], self._normed(attended))
+        return x + _apply(self.output_norms[1], self._normed(self.feed_forward_output(self.feed_forward(self._normed(x)))))
+
+    def _normed(self, x: torch.Tensor) -> torch.Tensor:
+        return normed(x, self.norm, self.eps)
+
+
+def _layers(sides: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """Rungs and blocks, each as one list a ladder."""
+    return [side.rungs for side in sides], [side.blocks for side in sides]
+
+
+def _attention(attentions: Sequence[Any], before: Affine | None) -> nn.Module:
+    """The first ladder's attention with the projections of all in it; its output is left to the caller."""
+    stacked = copy.deepcopy(attentions[0])
+    stacked.qkv = StackedLinear([attention.qkv for attention in attentions], before)
+    stacked.output = nn.Identity()
+    for name in ("query_norm", "key_norm"):
+        if getattr(stacked, name) is not None:
+            setattr(stacked, name, StackedHeadNorm([getattr(attention, name) for attention in attentions]))
+    return stacked.eval()
+
+
+def _feed_forward(feed_forwards: Sequence[Any], before: Affine) -> nn.Module:
+    """The first ladder's feed-forward with the layers of all in it; its last product is left to the caller."""
+    stacked = copy.deepcopy(feed_forwards[0])
+    for name in ("up", "gate"):
+        if getattr(stacked, name) is not None:
+            setattr(stacked, name, StackedLinear([getattr(module, name) for module in feed_forwards], before))
+    stacked.down = nn.Identity()
+    return stacked.eval()
+
+
+def _rounded(affine: Affine, like: torch.Tensor) -> Affine:
+    return Affine(rounded(affine.scale, like), None if affine.shift is None else rounded(affine.shift, like))
+
+
+def _apply(affine: Affine, x: torch.Tensor) -> torch.Tensor:
+    if affine.shift is None:
+        return x * affine.scale
+    return torch.addcmul(affine.shift, x, affine.scale)
