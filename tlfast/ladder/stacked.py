@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from ..backbone import BackboneOutput
 from ..backbone.parts import BlockSpec
 from .attention import Rotation, rotation_of
 from .blocks import SideBlock
-from .stacked_layers import Affine, StackedHeadNorm, StackedLinear, exact, normed, rounded
+from .stacked_layers import Affine, StackedFeedForward, StackedLinear, exact, normed, rounded, stacked_attention
 
 if TYPE_CHECKING:
     from .model import LadderModel
@@ -72,7 +70,7 @@ class StackedSides:
         shape = (self.count * batch, length, self.width)
         mask = None if key_mask is None else key_mask.repeat(self.count, 1)
         rotations = self._rotations(length, position_ids, output.embedding.device)
-        x = self.embedding(output.embedding)
+        x = self.embedding(output.embedding).contiguous()
         for tap, rung, block, rotation in zip(output.taps, self.rungs, self.blocks, rotations, strict=True):
             x = block(rung(tap, x), shape, mask, rotation)
         if self.last is not None:
@@ -131,8 +129,9 @@ class _Rung:
         self.mu = rounded(mu, rungs[0].weight)
 
     def __call__(self, tap: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        """Overwrites s."""
         # written ladder by ladder, whereas the product is token by token
-        return torch.addcmul(self.down(tap), self.mu, s, out=s.new_empty(s.shape))
+        return torch.addcmul(self.down(tap), self.mu, s, out=s)
 
 
 class _Block:
@@ -144,38 +143,42 @@ class _Block:
     def __init__(self, blocks: Sequence[SideBlock]) -> None:
         spec = blocks[0].spec
         self.norm, self.eps, self.placement = spec.norm, spec.eps, spec.placement
+        post = spec.placement == "post"
         attention_norm = Affine.of([block.attention_norm for block in blocks])
         feed_forward_norm = Affine.of([block.feed_forward_norm for block in blocks])
-        post = spec.placement == "post"
-        self.attention = _attention([block.attention for block in blocks], None if post else attention_norm)
-        self.feed_forward = _feed_forward(
+        self.attention = stacked_attention([block.attention for block in blocks], None if post else attention_norm)
+        self.attention_output = StackedLinear.of([block.attention.output for block in blocks])
+        self.feed_forward = StackedFeedForward(
             [block.feed_forward for block in blocks], attention_norm if post else feed_forward_norm
         )
-        self.attention_output = StackedLinear([block.attention.output for block in blocks])
-        self.feed_forward_output = StackedLinear([block.feed_forward.down for block in blocks])
         like = blocks[0].feed_forward.down.weight
         self.between = _rounded(attention_norm, like) if post else None
+        self.output_norms = []
         if spec.placement == "sandwich":
-            self.output_norms = [
-                _rounded(Affine.of([getattr(block, name) for block in blocks]), like)
-                for name in ("attention_output_norm", "feed_forward_output_norm")
-            ]
+            for name in ("attention_output_norm", "feed_forward_output_norm"):
+                self.output_norms.append(_rounded(Affine.of([getattr(block, name) for block in blocks]), like))
 
     def __call__(
         self, x: torch.Tensor, shape: tuple[int, ...], mask: torch.Tensor | None, rotation: Rotation | None
     ) -> torch.Tensor:
-        def attend(y: torch.Tensor) -> torch.Tensor:
-            return self.attention(y.view(shape), key_mask=mask, rotation=rotation)
+        run = {"post": self._post, "pre": self._pre, "sandwich": self._sandwich}[self.placement]
+        return run(x, lambda y: self.attention(y.view(shape), key_mask=mask, rotation=rotation))
 
-        if self.between is not None:
-            y = self._normed(self.attention_output.add_to(x, attend(x)))
-            return self._normed(self.feed_forward_output.add_to(_apply(self.between, y), self.feed_forward(y)))
-        if self.placement == "pre":
-            x = self.attention_output.add_to(x, attend(self._normed(x)))
-            return self.feed_forward_output.add_to(x, self.feed_forward(self._normed(x)))
-        attended = self.attention_output(attend(self._normed(x))).view(x.shape)
-        x = x + _apply(self.output_norms[0], self._normed(attended))
-        return x + _apply(self.output_norms[1], self._normed(self.feed_forward_output(self.feed_forward(self._normed(x)))))
+    def _post(self, x: torch.Tensor, attend: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        assert self.between is not None
+        y = self._normed(self.attention_output.add_to(x, attend(x)))
+        return self._normed(self.feed_forward.add_to(_apply(self.between, y), y))
+
+    def _pre(self, x: torch.Tensor, attend: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        x = self.attention_output.add_to(x, attend(self._normed(x)))
+        return self.feed_forward.add_to(x, self._normed(x))
+
+    def _sandwich(self, x: torch.Tensor, attend: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        nothing = torch.zeros_like(x)
+        attended = self.attention_output.add_to(nothing, attend(self._normed(x)))
+        x += _apply(self.output_norms[0], self._normed(attended))
+        fed = self.feed_forward.add_to(nothing.zero_(), self._normed(x))
+        return x.add_(_apply(self.output_norms[1], self._normed(fed)))
 
     def _normed(self, x: torch.Tensor) -> torch.Tensor:
         return normed(x, self.norm, self.eps)
@@ -184,27 +187,6 @@ class _Block:
 def _layers(sides: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """Rungs and blocks, each as one list a ladder."""
     return [side.rungs for side in sides], [side.blocks for side in sides]
-
-
-def _attention(attentions: Sequence[Any], before: Affine | None) -> nn.Module:
-    """The first ladder's attention with the projections of all in it; its output is left to the caller."""
-    stacked = copy.deepcopy(attentions[0])
-    stacked.qkv = StackedLinear([attention.qkv for attention in attentions], before)
-    stacked.output = nn.Identity()
-    for name in ("query_norm", "key_norm"):
-        if getattr(stacked, name) is not None:
-            setattr(stacked, name, StackedHeadNorm([getattr(attention, name) for attention in attentions]))
-    return stacked.eval()
-
-
-def _feed_forward(feed_forwards: Sequence[Any], before: Affine) -> nn.Module:
-    """The first ladder's feed-forward with the layers of all in it; its last product is left to the caller."""
-    stacked = copy.deepcopy(feed_forwards[0])
-    for name in ("up", "gate"):
-        if getattr(stacked, name) is not None:
-            setattr(stacked, name, StackedLinear([getattr(module, name) for module in feed_forwards], before))
-    stacked.down = nn.Identity()
-    return stacked.eval()
 
 
 def _rounded(affine: Affine, like: torch.Tensor) -> Affine:

@@ -6,12 +6,17 @@ norm itself has none. Everything here holds copies of weights and builds no grap
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from .attention import SideAttention
+
+_HIDDEN_ELEMENTS = 2**18  # 1 MiB in float32
 
 
 class Affine(NamedTuple):
@@ -27,18 +32,18 @@ class Affine(NamedTuple):
         return cls(exact([n.weight for n in norms])[:, None], None if bias is None else exact_rows(norms))
 
 
-class StackedLinear(nn.Module):
-    """y_k = W_k x_k + b_k for each ladder k. forward(x): (K, T, R) or (K B, S, R); returns it with N channels.
+class StackedLinear:
+    """y_k = W_k x_k + b_k for each ladder k. Called with (K, T, R) or (K B, S, R); returns it with N channels.
 
     weight (K, R, N); bias (K, 1, N) or None.
     """
 
-    weight: torch.Tensor
-    bias: torch.Tensor | None
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
 
-    def __init__(self, linears: Sequence[Any], before: Affine | None = None) -> None:
+    @classmethod
+    def of(cls, linears: Sequence[Any], before: Affine | None = None) -> StackedLinear:
         """linears: one of each ladder; before: the affine part of the norm whose output they read."""
-        super().__init__()
         weight = exact([linear.weight for linear in linears]).mT
         bias = None if linears[0].bias is None else exact_rows(linears)
         if before is not None:
@@ -47,10 +52,9 @@ class StackedLinear(nn.Module):
                 bias = shift if bias is None else bias + shift
             weight = before.scale.mT * weight
         like = linears[0].weight
-        self.register_buffer("weight", rounded(weight, like))
-        self.register_buffer("bias", None if bias is None else rounded(bias, like))
+        return cls(rounded(weight, like), None if bias is None else rounded(bias, like))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
         ladders, width, outputs = self.weight.shape
         rows = x.reshape(ladders, x.numel() // (ladders * width), width)
         y = torch.bmm(rows, self.weight) if self.bias is None else torch.baddbmm(self.bias, rows, self.weight)
@@ -62,21 +66,65 @@ class StackedLinear(nn.Module):
             stream.add_(self.bias)
         return stream.baddbmm_(x.view(*stream.shape[:2], x.shape[-1]), self.weight)
 
+    def part(self, ladders: slice) -> StackedLinear:
+        """The layers of some of the ladders; shares the weights."""
+        return StackedLinear(self.weight[ladders], None if self.bias is None else self.bias[ladders])
 
-class StackedHeadNorm(nn.Module):
-    """RMSNorm of every head's queries or keys. forward(x): (K B, S, H, head_dim)."""
 
-    weight: torch.Tensor
+class StackedHeadNorm:
+    """RMSNorm of every head's queries or keys. Called with (K B, S, H, head_dim)."""
 
     def __init__(self, norms: Sequence[Any]) -> None:
-        super().__init__()
         self.eps = norms[0].eps
-        self.register_buffer("weight", torch.stack([norm.weight.detach() for norm in norms])[:, None])
+        self.weight = torch.stack([norm.weight.detach() for norm in norms])[:, None]  # (K, 1, head_dim)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
         ladders, _, width = self.weight.shape
-        normed = F.rms_norm(x, (width,), eps=self.eps)
-        return (normed.reshape(ladders, x.numel() // (ladders * width), width) * self.weight).view(x.shape)
+        y = F.rms_norm(x, (width,), eps=self.eps)
+        return (y.reshape(ladders, x.numel() // (ladders * width), width) * self.weight).view(x.shape)
+
+
+def stacked_attention(attentions: Sequence[SideAttention], before: Affine | None) -> Any:
+    """A SideAttention for inputs (K B, S, R); returns what its output projection, left to the caller, would read."""
+    stacked = copy.deepcopy(attentions[0]).eval()
+    layers: dict[str, Any] = {"qkv": StackedLinear.of([attention.qkv for attention in attentions], before)}
+    for name in ("query_norm", "key_norm"):
+        if getattr(stacked, name) is not None:
+            layers[name] = StackedHeadNorm([getattr(attention, name) for attention in attentions])
+    layers["output"] = nn.Identity()
+    for name, layer in layers.items():
+        delattr(stacked, name)  # a module's child may not become anything else
+        setattr(stacked, name, layer)
+    return stacked
+
+
+class StackedFeedForward:
+    """down(act(up x)), or down(act(gate x) * up x), of each ladder, on (K, T, R).
+
+    The hidden layer exists for so many ladders at a time as fit into a core's cache; one piece where tokens are few.
+    """
+
+    def __init__(self, feed_forwards: Sequence[Any], before: Affine) -> None:
+        self.activation = feed_forwards[0].activation
+        gated = feed_forwards[0].gate is not None
+        self.up = StackedLinear.of([module.up for module in feed_forwards], before)
+        self.gate = StackedLinear.of([module.gate for module in feed_forwards], before) if gated else None
+        self.down = StackedLinear.of([module.down for module in feed_forwards])
+
+    def add_to(self, stream: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """stream + the result, written over stream (K, T, R)."""
+        ladders, tokens = x.shape[:2]
+        size = max(1, _HIDDEN_ELEMENTS // max(1, tokens * self.up.weight.shape[2]))
+        if size >= ladders:
+            return self.down.add_to(stream, self._hidden(x, self.up, self.gate))
+        for start in range(0, ladders, size):
+            part = slice(start, start + size)
+            gate = None if self.gate is None else self.gate.part(part)
+            self.down.part(part).add_to(stream[part], self._hidden(x[part], self.up.part(part), gate))
+        return stream
+
+    def _hidden(self, x: torch.Tensor, up: StackedLinear, gate: StackedLinear | None) -> torch.Tensor:
+        return self.activation(up(x)) if gate is None else self.activation(gate(x)) * up(x)
 
 
 def normed(x: torch.Tensor, norm: str, eps: float) -> torch.Tensor:
