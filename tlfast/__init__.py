@@ -10,12 +10,12 @@ from . import ops
 if TYPE_CHECKING:
     from . import nn
     from .backbone import freeze
-    from .ladder import LadderConfig, LadderModel
+    from .ladder import LadderBank, LadderConfig, LadderModel
 
 __version__ = "0.1.0"
-__all__ = ["LadderConfig", "LadderModel", "__version__", "freeze", "nn", "ops"]
+__all__ = ["LadderBank", "LadderConfig", "LadderModel", "__version__", "freeze", "nn", "ops"]
 
-_HOME = {"freeze": ".backbone", "LadderConfig": ".ladder", "LadderModel": ".ladder"}
+_HOME = {"freeze": ".backbone", "LadderBank": ".ladder", "LadderConfig": ".ladder", "LadderModel": ".ladder"}
 _ROOMS = ("backbone", "data", "ladder", "nn", "training")
 
 

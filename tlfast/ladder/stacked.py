@@ -13,6 +13,8 @@ from ..backbone import BackboneOutput
 from ..backbone.parts import BlockSpec
 from .attention import Rotation, rotation_of
 from .blocks import SideBlock
+from .heads import ClassifierHead
+from .stacked_heads import StackedHeads
 from .stacked_layers import Affine, StackedFeedForward, StackedLinear, exact, normed, rounded, stacked_attention
 
 if TYPE_CHECKING:
@@ -35,6 +37,48 @@ class SideShape(NamedTuple):
             return None
         spec = dataclasses.replace(spec, hidden_dropout=0.0, attention_dropout=0.0)
         return cls(ladder.backbone.tap_indices, spec, ladder.side.embedding.weight.dtype)
+
+
+class LadderStack:
+    """K ladders of one `SideShape` as one; their weights are copies, taken when it is made.
+
+    Called with the backbone's output (its taps those of the shape), a (B, S) mask of tokens and position_ids; returns
+    each ladder's logits, as its climb() does.
+    """
+
+    def __init__(self, ladders: Sequence[LadderModel]) -> None:
+        self.ladders = ladders
+        self.sides = StackedSides([ladder.side for ladder in ladders])
+        self.classifiers = [i for i, ladder in enumerate(ladders) if isinstance(ladder.head, ClassifierHead)]
+        self.heads = StackedHeads([ladders[i].head for i in self.classifiers])  # type: ignore[misc]
+        parameters = (p for ladder in ladders for part in (ladder.side, ladder.head) for p in part.parameters())
+        self._parameters = [p for p in parameters if not p.is_inference()]  # those cannot be trained, nor counted
+        self._state = self._seen()
+
+    def is_current(self) -> bool:
+        """Whether no weight of a ladder was written to since, in place or by moving the ladder."""
+        return self._state == self._seen()
+
+    def _seen(self) -> tuple[int, ...]:
+        """Versions only grow, so their sum tells whether any did."""
+        places = (ladder.head.up.weight.data_ptr() for ladder in self.ladders)  # type: ignore[union-attr]
+        return sum(parameter._version for parameter in self._parameters), *places
+
+    def __call__(
+        self, output: BackboneOutput, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
+    ) -> list[torch.Tensor]:
+        last = output.last_hidden_state
+        key_mask = None if attention_mask is None else attention_mask.bool()
+        side = self.sides(output, key_mask, position_ids).unflatten(1, last.shape[:2])
+        logits: dict[int, torch.Tensor] = {}
+        if self.classifiers:
+            mask = last.new_ones(last.shape[:2], dtype=torch.bool) if key_mask is None else key_mask
+            read = side if len(self.classifiers) == len(side) else side[self.classifiers]
+            logits.update(zip(self.classifiers, self.heads(read, last, mask), strict=True))
+        for index, ladder in enumerate(self.ladders):
+            if index not in logits:
+                logits[index] = ladder._logits(side[index], last, None)
+        return [logits[index] for index in range(len(side))]
 
 
 class StackedSides:
