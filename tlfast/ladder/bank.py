@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..backbone import BackboneOutput, EncoderDecoderOutput, FrozenBackbone, freeze
-from .model import LadderModel, _output_class
+from .model import LadderModel, model_output
 from .stacked import LadderStack, SideShape
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class LadderBank(Mapping[str, LadderModel]):
         with torch.no_grad():
             output = self.backbone(**inputs)
             logits = self._logits(chosen, output, inputs)
-        return {name: _output_class(self[name].task)(logits=logits[name]) for name in chosen}
+        return {name: model_output(self[name].task, None, logits[name], None) for name in chosen}
 
     def _checked(self, name: str, ladder: Any) -> LadderModel:
         if isinstance(ladder, str | Path):
@@ -109,7 +109,9 @@ class LadderBank(Mapping[str, LadderModel]):
             except ValueError as error:
                 raise ValueError(f"ladder {name!r}: {error}") from error
         if not isinstance(ladder, LadderModel):
-            raise TypeError(f"ladder {name!r}: got a {type(ladder).__name__}; pass a LadderModel or a saved one's folder")
+            raise TypeError(
+                f"ladder {name!r}: got a {type(ladder).__name__}; pass a LadderModel or a saved one's folder"
+            )
         own = ladder.backbone
         if own.model is not self.backbone.model and own.fingerprint() != self.backbone.fingerprint():
             raise ValueError(
@@ -118,7 +120,9 @@ class LadderBank(Mapping[str, LadderModel]):
             )
         places = [next(model.parameters()).device for model in (ladder.side, self.backbone)]
         if places[0] != places[1]:
-            raise ValueError(f"ladder {name!r}: it is on {places[0]} and the backbone on {places[1]}; move it with to()")
+            raise ValueError(
+                f"ladder {name!r}: it is on {places[0]} and the backbone on {places[1]}; move it with to()"
+            )
         if not ladder.calibrated:
             raise ValueError(
                 f"ladder {name!r}: its starting weights are not set, for it has seen no batch; train or load it first"

@@ -179,7 +179,7 @@ class LadderModel(nn.Module):
             side, last = side[:, kept], last[:, kept]
         logits = self._logits(side, last, attention_mask)
         loss = None if labels is None else self._loss(logits, labels, num_items_in_batch)
-        return _output(self.task, loss, logits, past)
+        return model_output(self.task, loss, logits, past)
 
     def climb(
         self,
@@ -319,7 +319,8 @@ def _wanted(stack: Stack, argument: str, layers: Any) -> tuple[int, ...]:
     return wanted
 
 
-def _output(task: str, loss: torch.Tensor | None, logits: torch.Tensor, past: Any) -> Any:
+def model_output(task: str, loss: torch.Tensor | None, logits: torch.Tensor, past: Any) -> Any:
+    """What transformers' models return for a task."""
     from transformers import modeling_outputs as outputs
 
     output_class: Any = {

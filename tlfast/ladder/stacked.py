@@ -102,7 +102,9 @@ class StackedSides:
         for rungs, blocks in zip(*(zip(*parts, strict=True) for parts in _layers(sides)), strict=True):
             self.rungs.append(_Rung(rungs, pending))
             self.blocks.append(_Block(blocks))
-            pending = Affine.of([block.feed_forward_norm for block in blocks]) if self.spec.placement == "post" else None
+            pending = (
+                Affine.of([block.feed_forward_norm for block in blocks]) if self.spec.placement == "post" else None
+            )
         like = first.embedding.weight
         self.last = None if pending is None else _rounded(pending, like)
         self.norm = _rounded(Affine.of([side.norm for side in sides]), like)
@@ -121,9 +123,7 @@ class StackedSides:
             x = _apply(self.last, x)
         return _apply(self.norm, normed(x, self.spec.norm, self.spec.eps))
 
-    def _rotations(
-        self, length: int, position_ids: torch.Tensor | None, device: torch.device
-    ) -> list[Rotation | None]:
+    def _rotations(self, length: int, position_ids: torch.Tensor | None, device: torch.device) -> list[Rotation | None]:
         """One for each block; those of different positions in a batch are repeated for the ladders."""
         if position_ids is None:
             position_ids = torch.arange(length, device=device)[None]
