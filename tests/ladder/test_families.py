@@ -5,6 +5,7 @@ import torch
 
 import tlfast
 from tests.models import (
+    BERT_LIKE,
     CONFIGS,
     DECODERS,
     ENCODER_DECODERS,
@@ -24,6 +25,8 @@ WITHOUT = {
     "deberta-v2": {"relative_attention": False, "pos_att_type": []},
     "gemma2": {"attn_logit_softcapping": None},
 }
+# blocks that norm what they give, and a model that norms its first token alone
+WITHOUT_FINAL_NORM = {*BERT_LIKE, "bart", "opt-projected", "clip-vision"}
 ANOTHER_TYPE = {("modernbert", 0)}  # a block whose first norm is an identity
 
 
@@ -103,6 +106,20 @@ def test_pruning_to_full_width_gives_the_backbones_own_blocks(family):
             assert_near(ours[valid], theirs[valid])
             upstream = torch.randn_like(x) * valid[..., None]
             assert_near(*(torch.autograd.grad(y, x, upstream)[0][valid] for y in (ours, theirs)))
+
+
+@pytest.mark.parametrize("family", [name for name in CONFIGS if name not in WITHOUT_FINAL_NORM])
+def test_pruning_to_full_width_gives_the_backbones_own_final_norm(family):
+    inputs = inputs_of(family)
+    model = ladder(family, reduction=1)
+    model.calibrate([inputs])
+    output = model.backbone(**inputs)
+    sides = [(model.side, output)]
+    if model.side_encoder is not None:
+        sides = [(model.side_encoder, output.encoder), (model.side, output.decoder)]
+    for side, of_stack in sides:
+        valid = of_stack.last_hidden_state.any(-1)
+        assert_near(side.norm(of_stack.taps[-1])[valid], of_stack.last_hidden_state[valid])
 
 
 def assert_near(ours, theirs):
