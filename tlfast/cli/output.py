@@ -14,7 +14,7 @@ import typer.core
 from ..data.errors import InputError
 
 # What the extra [train] brings; a bare installation has none of it.
-_OPTIONAL = ("transformers", "huggingface_hub", "accelerate", "tqdm", "rich", "matplotlib")
+_OPTIONAL = ("transformers", "huggingface_hub", "accelerate", "tqdm", "rich", "matplotlib", "PIL")
 
 
 class Commands(typer.core.TyperGroup):
