@@ -162,12 +162,16 @@ def test_rotated_positions_reach_every_ladder(position_ids, stacked):
     assert stacked == [2]
 
 
-def test_the_hidden_layer_in_pieces(monkeypatch, stacked):
-    monkeypatch.setattr("tlfast.ladder.stacked_layers._HIDDEN_ELEMENTS", 2 * 3 * 12 * 48)  # of two ladders
-    for family in ("bert", "llama"):
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_large_batch_is_taken_in_parts(monkeypatch, stacked, rows):
+    monkeypatch.setattr("tlfast.ladder.stacked_sides._STATE_ELEMENTS", rows * 3 * 12 * 24)  # of three ladders
+    positions = {"bert": None, "llama": torch.arange(36).view(3, 12), "gpt2": torch.arange(12)[None]}
+    for family, position_ids in positions.items():
         frozen = backbone(family)
-        assert_as_alone(LadderBank({str(seed): ladder(frozen, seed) for seed in range(5)}, frozen), batch())
-    assert stacked == [5, 5]
+        bank = LadderBank({str(seed): ladder(frozen, seed) for seed in range(3)}, frozen)
+        assert_as_alone(bank, batch() | ({} if position_ids is None else {"position_ids": position_ids}))
+    assert_as_alone(bank, {"input_ids": batch()["input_ids"]})
+    assert stacked == [3] * 4
 
 
 def test_no_mask_a_masked_row_one_token_and_an_empty_batch():

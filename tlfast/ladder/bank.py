@@ -116,7 +116,7 @@ class LadderBank(Mapping[str, LadderModel]):
         if own.model is not self.backbone.model and own.fingerprint() != self.backbone.fingerprint():
             raise ValueError(
                 f"ladder {name!r}: it stands on another backbone ({own.name or own.model_type}) than the bank's "
-                f"({self.backbone.name or self.backbone.model_type}); train it on this one, or make another bank"
+                f"({self.backbone.name or self.backbone.model_type}); train it on this one"
             )
         places = [next(model.parameters()).device for model in (ladder.side, self.backbone)]
         if places[0] != places[1]:

@@ -53,7 +53,7 @@ def _fold(head: ClassifierHead) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     )
     mu, rest = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
     if head.alpha is not None:
-        gate = exact([head.alpha / head.temperature])[0]
+        gate = exact([head.alpha.detach().double() / head.temperature])[0]
         mu, rest = torch.sigmoid(gate), torch.sigmoid(-gate)
     folded = (mu * weight, (rest * weight @ up).T, rest * weight @ offset + bias)
     like = head.classifier.weight

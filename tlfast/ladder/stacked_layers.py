@@ -16,8 +16,6 @@ from torch import nn
 
 from .attention import SideAttention
 
-_HIDDEN_ELEMENTS = 2**18  # 1 MiB in float32
-
 
 class Affine(NamedTuple):
     """x * scale + shift for each ladder, (K, 1, R) both, in float64 on the host; shift is None where there is none."""
@@ -66,10 +64,6 @@ class StackedLinear:
             stream.add_(self.bias)
         return stream.baddbmm_(x.view(*stream.shape[:2], x.shape[-1]), self.weight)
 
-    def part(self, ladders: slice) -> StackedLinear:
-        """The layers of some of the ladders; shares the weights."""
-        return StackedLinear(self.weight[ladders], None if self.bias is None else self.bias[ladders])
-
 
 class StackedHeadNorm:
     """RMSNorm of every head's queries or keys. Called with (K B, S, H, head_dim)."""
@@ -99,10 +93,7 @@ def stacked_attention(attentions: Sequence[SideAttention], before: Affine | None
 
 
 class StackedFeedForward:
-    """down(act(up x)), or down(act(gate x) * up x), of each ladder, on (K, T, R).
-
-    The hidden layer exists for so many ladders at a time as fit into a core's cache; one piece where tokens are few.
-    """
+    """down(act(up x)), or down(act(gate x) * up x), of each ladder, on (K, T, R)."""
 
     def __init__(self, feed_forwards: Sequence[Any], before: Affine) -> None:
         self.activation = feed_forwards[0].activation
@@ -113,18 +104,9 @@ class StackedFeedForward:
 
     def add_to(self, stream: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """stream + the result, written over stream (K, T, R)."""
-        ladders, tokens = x.shape[:2]
-        size = max(1, _HIDDEN_ELEMENTS // max(1, tokens * self.up.weight.shape[2]))
-        if size >= ladders:
-            return self.down.add_to(stream, self._hidden(x, self.up, self.gate))
-        for start in range(0, ladders, size):
-            part = slice(start, start + size)
-            gate = None if self.gate is None else self.gate.part(part)
-            self.down.part(part).add_to(stream[part], self._hidden(x[part], self.up.part(part), gate))
-        return stream
-
-    def _hidden(self, x: torch.Tensor, up: StackedLinear, gate: StackedLinear | None) -> torch.Tensor:
-        return self.activation(up(x)) if gate is None else self.activation(gate(x)) * up(x)
+        hidden = self.up(x)
+        hidden = self.activation(hidden) if self.gate is None else self.activation(self.gate(x)) * hidden
+        return self.down.add_to(stream, hidden)
 
 
 def normed(x: torch.Tensor, norm: str, eps: float) -> torch.Tensor:
