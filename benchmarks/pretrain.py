@@ -20,7 +20,7 @@ from tlfast.data.docstrings import package_roots, read_passages
 CONTEXT = 256
 END = 256  # the token behind each document, after the 256 bytes
 _GPT2_STEPS, _GPT2_BATCH, _GPT2_RATE = 800, 12, 2e-3
-_VIT_STEPS, _VIT_BATCH, _VIT_RATE = 800, 64, 1e-3
+_VIT_STEPS, _VIT_BATCH, _VIT_RATE = 2000, 64, 1e-3
 _NOT_SOURCES = {"site-packages", "test", "tests", "testing", "_vendor"}
 
 
