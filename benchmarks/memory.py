@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
+
+from tlfast.bench.measure import host_moves
 
 
 def peak_bytes(fn: Callable[[], Any]) -> int:
@@ -21,10 +24,4 @@ def peak_bytes(fn: Callable[[], Any]) -> int:
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         fn()
-    assert trace.profiler is not None and trace.profiler.kineto_results is not None
-    moves = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for move in sorted(moves, key=lambda event: event.start_ns()):
-        held += move.nbytes()
-        peak = max(peak, held)
-    return peak
+    return max(itertools.accumulate(host_moves(trace)), default=0)

@@ -47,8 +47,10 @@ def test_saved_bytes_does_not_count_cycles_of_garbage(x):
     assert measure.saved_bytes(make_cycle) == 0
 
 
-def test_saved_bytes_is_not_lowered_by_freeing_what_was_there_before(x):
-    held = [torch.empty(1000)]
+@pytest.mark.parametrize("seen_before", [False, True])
+def test_saved_bytes_is_not_lowered_by_freeing_what_was_there_before(x, seen_before):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=seen_before):
+        held = [torch.empty(1000)]
 
     def swap():
         held.clear()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.memory import peak_bytes
 
@@ -22,8 +23,10 @@ def test_the_peak_is_the_most_that_is_held_at_once(x):
     assert peak_bytes(lambda: x.view(10, 100)) == 0
 
 
-def test_what_was_freed_on_the_way_counts_and_what_was_there_before_does_not(x):
-    held = [torch.empty(5000)]
+@pytest.mark.parametrize("seen_before", [False, True])
+def test_what_was_freed_on_the_way_counts_and_what_was_there_before_does_not(x, seen_before):
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=seen_before):
+        held = [torch.empty(5000)]
 
     def swap():
         held.clear()

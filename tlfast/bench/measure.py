@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import operator
 import os
 import platform
 import statistics
@@ -38,7 +39,34 @@ def saved_bytes(fn: Callable[[], Any]) -> int:
         gc.collect()
     on_cuda = _cuda_bytes() - before
     del result
-    return sum(event.self_cpu_memory_usage for event in trace.events()) + on_cuda
+    return sum(host_moves(trace)) + on_cuda
+
+
+def host_moves(trace: profile) -> list[int]:
+    """Bytes that a finished profile saw PyTorch take (positive) and give back (negative) on the host, in order.
+
+    What was there before the profile does not count when it is given back, even where an earlier profile had seen it
+    taken: PyTorch remembers sizes by address from one profile to the next.
+    """
+    assert trace.profiler is not None and trace.profiler.kineto_results is not None
+    waiting = list(trace.profiler.kineto_results.experimental_event_tree())
+    found = []
+    while waiting:
+        event = waiting.pop()
+        waiting.extend(event.children)
+        fields: Any = event.extra_fields
+        if event.tag.name == "Allocation" and fields.device.type == "cpu":
+            found.append((event.start_time_ns, fields.ptr, fields.alloc_size))
+    moves, held = [], set()
+    for _, address, size in sorted(found, key=operator.itemgetter(0)):
+        if size > 0:
+            held.add(address)
+        elif address not in held:
+            continue
+        else:
+            held.remove(address)
+        moves.append(size)
+    return moves
 
 
 def hook_bytes(fn: Callable[[], Any]) -> int:
