@@ -39,6 +39,7 @@ void define(py::module_ &m, const char *name, int (*function)(Args...)) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of tlfast; see csrc/tlfast.h";
   m.def("cpu_isa", tl_cpu_isa);
+  m.def("matrix_isa", tl_matrix_isa);
   m.def("cuda_architectures", tl_cuda_architectures);
   m.def("thread_pool", tl_thread_pool);
   m.attr("F32") = static_cast<int>(TL_F32);

@@ -23,6 +23,9 @@ const char *tl_last_error(void);
 // Instruction set the CPU kernels use on this machine: "x86-64", "x86-64-v3" (AVX2), "x86-64-v4" (AVX-512), "generic".
 const char *tl_cpu_isa(void);
 
+// What the CPU kernels multiply matrices in bfloat16 and int8 with: "AMX", "AVX-512 VNNI and BF16", "AVX-512", "AVX2", "none".
+const char *tl_matrix_isa(void);
+
 // GPU architectures compiled in, such as "80,90,100"; empty when built without CUDA.
 const char *tl_cuda_architectures(void);
 

@@ -40,13 +40,14 @@ def library() -> ModuleType:
 
 
 def build_info() -> dict[str, str]:
-    """What the library was built with and uses here: "cpu_isa", "cuda_architectures" ("" without CUDA), "thread_pool".
+    """What the library was built with and uses here: "cpu_isa", "matrix_isa" (of kernels in bfloat16 and
+    int8), "cuda_architectures" ("" without CUDA), "thread_pool".
 
     Raises:
         RuntimeError: with the reason, where the library cannot be loaded.
     """
     native = library()
-    return {name: getattr(native, name)() for name in ("cpu_isa", "cuda_architectures", "thread_pool")}
+    return {name: getattr(native, name)() for name in ("cpu_isa", "matrix_isa", "cuda_architectures", "thread_pool")}
 
 
 def dtype_code(dtype: torch.dtype) -> int:
