@@ -1,4 +1,5 @@
-// Rows of floats in CPU kernels: their hand-out to threads, and dropout of one with the mask of dropout.h.
+// Rows of floats in CPU kernels: their hand-out to threads, sums over them that have the same bits for any number of
+// threads, and dropout of one with the mask of dropout.h.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +11,11 @@ namespace {
 
 // Elements a chunk of rows holds: enough to hide the hand-out, little enough to balance the threads.
 constexpr int64_t CHUNK_ELEMENTS = 8192;
+// A sum over rows is taken of each of at most so many chunks apart, then over those in order: the same bits for any
+// number of threads.
+constexpr int64_t MAX_PARTIAL_SUMS = 64;
+// Rows added up in float before their sum joins the chunk's, in double: as accurate as a pairwise sum.
+constexpr int64_t BLOCK_ROWS = 8;
 
 // Calls body(row) for every row; a thread takes a chunk of them at a time.
 template <class Body>
@@ -20,6 +26,22 @@ inline void for_each_row(int64_t rows, int64_t width, int threads, Body body) {
     const int64_t first = chunk * chunk_rows, end = first + chunk_rows < rows ? first + chunk_rows : rows;
     for (int64_t row = first; row < end; ++row) body(row);
   });
+}
+
+// Rows of a chunk where each chunk is summed apart.
+inline int64_t summed_chunk_rows(int64_t rows, int64_t width) {
+  const int64_t fewest = (rows + MAX_PARTIAL_SUMS - 1) / MAX_PARTIAL_SUMS;
+  const int64_t enough = width < CHUNK_ELEMENTS ? CHUNK_ELEMENTS / width : 1;
+  return enough < fewest ? fewest : enough;
+}
+
+// Adds a block's sums to the chunk's and clears them.
+inline void flush(float *__restrict block, double *__restrict chunk, int64_t count) {
+#pragma omp simd
+  for (int64_t j = 0; j < count; ++j) {
+    chunk[j] += block[j];
+    block[j] = 0.0f;
+  }
 }
 
 struct Dropout {

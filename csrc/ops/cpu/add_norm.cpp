@@ -10,12 +10,6 @@
 
 namespace TL_ISA {
 
-// The backward sums each of at most so many chunks apart, then those in order: the same bits for any thread count.
-static constexpr int64_t MAX_PARTIAL_SUMS = 64;
-// Rows added up in float before their sum joins the chunk's, in double: as accurate as a pairwise sum.
-static constexpr int64_t BLOCK_ROWS = 8;
-
-static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static float mean_of_row(const float *u, int64_t width) {
@@ -92,15 +86,6 @@ static void differentiate_row(const float *__restrict du, const float *__restric
   }
 }
 
-// Adds a block's sums to the chunk's and clears them.
-static void flush(float *__restrict block, double *__restrict chunk, int64_t count) {
-#pragma omp simd
-  for (int64_t j = 0; j < count; ++j) {
-    chunk[j] += block[j];
-    block[j] = 0.0f;
-  }
-}
-
 // Adds up the chunks' sums, [chunks, 2, width].
 static void finish_sums(const double *partial, int64_t chunks, int64_t width, float *dweight, float *dbias) {
   for (int64_t j = 0; j < width; ++j) {
@@ -120,8 +105,7 @@ int tl_add_norm_backward_cpu(const float *du, const float *dy, const float *u, c
                              uint64_t seed, int threads) {
   if (width == 0) return TL_OK;
   const Dropout dropout(dropout_p, seed);
-  const int64_t fewest_rows = (rows + MAX_PARTIAL_SUMS - 1) / MAX_PARTIAL_SUMS;
-  const int64_t chunk_rows = larger(larger(1, CHUNK_ELEMENTS / width), fewest_rows);
+  const int64_t chunk_rows = summed_chunk_rows(rows, width);
   const int64_t chunks = (rows + chunk_rows - 1) / chunk_rows;
   const int64_t sum_size = chunks * 2 * width;
   Scratch block_memory(sum_size + 1);

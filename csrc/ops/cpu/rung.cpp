@@ -5,17 +5,10 @@
 
 #include "dtype.h"
 #include "isa.h"
-#include "parallel.h"
+#include "rows.h"
 #include "scratch.h"
 
 namespace TL_ISA {
-
-// Elements a chunk of work holds: enough to hide the hand-out, little enough to balance the threads.
-static constexpr int64_t CHUNK_ELEMENTS = 16384;
-// The backward sums each of at most so many chunks apart, then those in order: the same bits for any thread count.
-static constexpr int64_t MAX_PARTIAL_SUMS = 64;
-// Rows added up in float before their sum joins the chunk's, in double: as accurate as a pairwise sum.
-static constexpr int64_t BLOCK_ROWS = 8;
 
 // mu = sigmoid(alpha/T) and 1 - mu = sigmoid(-alpha/T), one of each per channel, [width]
 static void gates(const float *alpha, int64_t num_alpha, float temperature, int64_t width, float *mu, float *rest) {
@@ -50,16 +43,13 @@ int tl_rung_forward_cpu(const void *p, const void *s, const float *bias, const f
   gates(alpha, num_alpha, temperature, width, mu, rest);
   for (int64_t j = 0; j < width; ++j) offset[j] = bias == nullptr ? 0.0f : rest[j] * bias[j];
 
-  const int64_t chunk_rows = std::max<int64_t>(1, CHUNK_ELEMENTS / width);
   return tl_with_dtype(p_dtype, [&](auto p_element) {
     return tl_with_dtype(s_dtype, [&](auto s_element) {
       const auto *p_data = static_cast<const decltype(p_element) *>(p);
       const auto *s_data = static_cast<const decltype(s_element) *>(s);
       auto *z_data = static_cast<decltype(s_element) *>(z);
-      parallel_for((rows + chunk_rows - 1) / chunk_rows, threads, [&](int64_t chunk) {
-        const int64_t end = std::min(rows, (chunk + 1) * chunk_rows);
-        for (int64_t i = chunk * chunk_rows; i < end; ++i)
-          blend_row(p_data + i * p_stride, s_data + i * s_stride, mu, rest, offset, z_data + i * width, width);
+      for_each_row(rows, width, threads, [&](int64_t i) {
+        blend_row(p_data + i * p_stride, s_data + i * s_stride, mu, rest, offset, z_data + i * width, width);
       });
       return static_cast<int>(TL_OK);
     });
@@ -80,15 +70,6 @@ static void sum_row(const S *__restrict dz, const S *__restrict s, const S *__re
     const float g = tl_load(dz[j]);
     sum_dz[j] += g;
     sum_gate[j] += g * (tl_load(s[j]) - tl_load(z[j]));
-  }
-}
-
-// Adds a block's sums to the chunk's and clears them.
-static void flush(float *__restrict block, double *__restrict chunk, int64_t count) {
-#pragma omp simd
-  for (int64_t j = 0; j < count; ++j) {
-    chunk[j] += block[j];
-    block[j] = 0.0f;
   }
 }
 
@@ -117,8 +98,7 @@ int tl_rung_backward_cpu(const void *dz, const void *s, const void *z, const flo
     return TL_OK;
   }
   if (int status = check_gates(num_alpha, width)) return status;
-  const int64_t chunk_rows = std::max<int64_t>(std::max<int64_t>(1, CHUNK_ELEMENTS / width),
-                                               (rows + MAX_PARTIAL_SUMS - 1) / MAX_PARTIAL_SUMS);
+  const int64_t chunk_rows = summed_chunk_rows(rows, width);
   const int64_t chunks = (rows + chunk_rows - 1) / chunk_rows;
   const bool sums = dbias != nullptr || dalpha != nullptr;
   const int64_t sum_size = sums ? chunks * 2 * width : 0;
