@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-from importlib import metadata
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tlfast
+from tests.ops.interpreter import interpreted
 from tests.ops.rung_cases import NAMES, assert_accurate, make, run
 from tlfast.ops import _dispatch, rung
 
-
-def _no_interpreter() -> str | None:
-    """Why Triton's interpreter cannot run kernels here."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if not _dispatch.TRITON_INTERPRETED:
-        return "Triton's interpreter is off: a GPU is here, and test_rung_gpu.py runs the kernels there"
-    release = tuple(int(part) for part in metadata.version("triton").split(".")[:2])
-    if release < (3, 7) and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
-        return "the interpreter of Triton before 3.7 does not work with NumPy 2.4"
-    return None
-
-
-interpreted = pytest.mark.skipif(_no_interpreter() is not None, reason=str(_no_interpreter()))
 IMPLS = ["native", pytest.param("triton", marks=interpreted)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [((1,), 16, 16), ((2, 63), 100, 48), ((65,), 768, 96), ((3, 5, 7), 33, 12), ((100,), 1, 1), ((), 63, 65)]
