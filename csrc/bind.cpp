@@ -54,6 +54,8 @@ PYBIND11_MODULE(_C, m) {
   define(m, "add_norm_backward_cpu", tl_add_norm_backward_cpu);
   define(m, "dropout_add_forward_cpu", tl_dropout_add_forward_cpu);
   define(m, "dropout_add_backward_cpu", tl_dropout_add_backward_cpu);
+  define(m, "norm_tap_cpu", tl_norm_tap_cpu);
+  define(m, "quantise_rows_cpu", tl_quantise_rows_cpu);
   define(m, "side_step_cpu", tl_side_step_cpu);
 #ifdef TLFAST_WITH_CUDA
   define(m, "rung_forward_cuda", tl_rung_forward_cuda);

@@ -93,6 +93,21 @@ int tl_dropout_add_forward_cpu(const float *x, const float *residual, float *z, 
 int tl_dropout_add_backward_cpu(const float *dz, float *dx, int64_t rows, int64_t width, int64_t dz_stride, double p,
                                 uint64_t seed, int threads);
 
+// norm_tap:  total = x + residual,  y = (total - mean) / sqrt(variance + eps) * weight + bias over the last dimension, from
+//   the unrounded sum; rms != 0: y = total / sqrt(mean square + eps) * weight + bias.
+//   x and residual (rows, width) with row strides; total and y contiguous; all of dtype `dtype`. residual null: total is
+//   x, and null. weight and bias (width) fp32, either may be null. values (rows, width) and scale (rows): y quantised as
+//   quantise_rows does, or both null.
+int tl_norm_tap_cpu(const void *x, const void *residual, const float *weight, const float *bias, void *total, void *y,
+                    int8_t *values, float *scale, int64_t rows, int64_t width, int64_t x_stride,
+                    int64_t residual_stride, int dtype, int rms, double eps, int threads);
+
+// quantise_rows:  scale = max |x smooth| / 127 of a row,  values = x smooth / scale, rounded to nearest even.
+//   x (rows, width) of dtype `dtype` with a row stride; smooth (width) fp32 or null; values contiguous, scale (rows) fp32.
+//   Values are 0 where scale is 0, infinite or NaN; a scale below the smallest normal number is 0.
+int tl_quantise_rows_cpu(const void *x, const float *smooth, int8_t *values, float *scale, int64_t rows, int64_t width,
+                         int64_t x_stride, int dtype, int threads);
+
 // The weights of a rung and a side block, in the order in which side_step takes their addresses; 0 where one is absent.
 enum tl_step_weight {
   TL_STEP_RUNG_WEIGHT,

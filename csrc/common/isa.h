@@ -4,8 +4,9 @@
 //   namespace TL_ISA { int tl_x_cpu(int64_t n, ...) { ... } }          // plain loops that the compiler vectorises
 //   TL_CPU_ENTRY(tl_x_cpu, (int64_t n, ...), (n, ...))                 // the dispatcher, compiled once
 //
-// Kernels that multiply matrices in bfloat16 or int8 (csrc/ops/cpu/matrix/) are compiled for two more sets, `vnni` (AVX-512 with
-// VNNI and BF16) and `amx` (that with tile registers), and end with TL_MATRIX_ENTRY instead.
+// Kernels that multiply matrices in bfloat16 or int8, or round whole tensors to bfloat16 (csrc/ops/cpu/matrix/), are
+// compiled for two more sets, `vnni` (AVX-512 with VNNI and BF16) and `amx` (that with tile registers), and end with
+// TL_MATRIX_ENTRY instead.
 //
 // Headers used by kernels define only `static inline` functions: a linker may merge any other inline function across
 // instruction sets, and AVX-512 code would then run on a machine without it.

@@ -6,6 +6,8 @@
 
 #include "dropout.h"
 #include "parallel.h"
+#include "scratch.h"
+#include "status.h"
 
 namespace {
 
@@ -26,6 +28,33 @@ inline void for_each_row(int64_t rows, int64_t width, int threads, Body body) {
     const int64_t first = chunk * chunk_rows, end = first + chunk_rows < rows ? first + chunk_rows : rows;
     for (int64_t row = first; row < end; ++row) body(row);
   });
+}
+
+// The same for body(row, scratch), where a row needs a row of floats to work in; the threads have one each.
+template <class Body>
+inline int for_each_row_with_scratch(int64_t rows, int64_t width, int threads, Body body) {
+  if (rows == 0 || width == 0) return TL_OK;
+  constexpr int64_t LINE = 64 / sizeof(float);
+  const int64_t chunk_rows = width < CHUNK_ELEMENTS ? CHUNK_ELEMENTS / width : 1;
+  const int64_t chunks = (rows + chunk_rows - 1) / chunk_rows, most = threads < 1 ? 1 : threads;
+  const int64_t workers = chunks < most ? chunks : most;
+  const int64_t size = (width + LINE - 1) / LINE * LINE;
+  Scratch scratch(workers * size + LINE);
+  if (scratch.data == nullptr)
+    return tl_fail(TL_OUT_OF_MEMORY, "no memory for %lld floats of scratch", static_cast<long long>(workers * size));
+  float *aligned = reinterpret_cast<float *>((reinterpret_cast<uintptr_t>(scratch.data) + 63) / 64 * 64);
+  struct alignas(128) {  // on cache lines of its own: what shares one with it would be fetched anew after each chunk
+    int64_t chunk = 0;
+  } next;
+  parallel_for(workers, threads, [&](int64_t worker) {
+    float *mine = aligned + worker * size;
+    for (int64_t chunk = __atomic_fetch_add(&next.chunk, 1, __ATOMIC_RELAXED); chunk < chunks;
+         chunk = __atomic_fetch_add(&next.chunk, 1, __ATOMIC_RELAXED)) {
+      const int64_t first = chunk * chunk_rows, end = first + chunk_rows < rows ? first + chunk_rows : rows;
+      for (int64_t row = first; row < end; ++row) body(row, mine);
+    }
+  });
+  return TL_OK;
 }
 
 // Rows of a chunk where each chunk is summed apart.

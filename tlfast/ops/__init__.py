@@ -10,6 +10,10 @@ from .attention import attention
 from .dropout import dropout
 from .dropout_add import IMPLEMENTATIONS as _DROPOUT_ADD
 from .dropout_add import dropout_add
+from .norm_tap import IMPLEMENTATIONS as _NORM_TAP
+from .norm_tap import norm_tap
+from .quantise_rows import IMPLEMENTATIONS as _QUANTISE_ROWS
+from .quantise_rows import quantise_rows
 from .rung import IMPLEMENTATIONS as _RUNG
 from .rung import rung
 from .side_step import IMPLEMENTATIONS as _SIDE_STEP
@@ -22,7 +26,9 @@ __all__ = [
     "dropout",
     "dropout_add",
     "implementations",
+    "norm_tap",
     "prenorm",
+    "quantise_rows",
     "rung",
     "side_step",
 ]
@@ -34,6 +40,8 @@ _IMPLEMENTATIONS = {
     "prenorm": _ADD_NORM,
     "dropout_add": _DROPOUT_ADD,
     "side_step": _SIDE_STEP,
+    "norm_tap": _NORM_TAP,
+    "quantise_rows": _QUANTISE_ROWS,
 }
 
 

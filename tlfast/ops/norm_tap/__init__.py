@@ -1,0 +1,3 @@
+from .api import IMPLEMENTATIONS, norm_tap
+
+__all__ = ["IMPLEMENTATIONS", "norm_tap"]

@@ -1,0 +1,3 @@
+from .api import IMPLEMENTATIONS, quantise_rows
+
+__all__ = ["IMPLEMENTATIONS", "quantise_rows"]
