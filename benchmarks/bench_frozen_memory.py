@@ -1,0 +1,73 @@
+"""The most resident memory of a fresh process that loads a model and runs one batch of 16 x 128 tokens with every tap.
+
+tlfast loads a prepared folder, in which no float32 model is; transformers loads the same model at the same precision
+(bf16 beside int8 and nf4, which it does not have on a CPU). Each imports what it needs and nothing else.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.frozen import PEER, PRECISIONS, freeze_or_reason, minilm
+from benchmarks.peers import bert_base
+from tlfast.backbone import FrozenBackbone
+
+MODELS = {"MiniLM-L6": minilm, "bert-base dimensions": bert_base}
+_BATCH = """
+import torch
+ids = torch.randint(5, 30_000, (16, 128), generator=torch.Generator().manual_seed(0))
+batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+"""
+_OURS = """
+from tlfast.backbone import FrozenBackbone
+taps = FrozenBackbone.from_pretrained(FOLDER)(packed=True, **batch).taps
+"""
+_THEIRS = """
+from transformers import AutoModel
+model = AutoModel.from_pretrained(FOLDER, dtype=torch.DTYPE).eval()
+with torch.no_grad():
+    taps = model(**batch, output_hidden_states=True).hidden_states
+"""
+_PEAK = """
+assert torch.isfinite(taps[-1].float()).all()
+import resource
+print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", MODELS)
+def test_peak_memory(benchmark: Any, tmp_path: Path, name: str, precision: str) -> None:
+    if not hasattr(FrozenBackbone, "save_pretrained"):
+        pytest.skip("this version saves no prepared backbones")
+    model = MODELS[name]()
+    model.save_pretrained(tmp_path / "model")
+    frozen = freeze_or_reason(model, precision)
+    if isinstance(frozen, str):
+        pytest.skip(f"freeze refuses {precision}: {frozen}")
+    frozen.save_pretrained(tmp_path / "prepared")
+    peer = PEER[precision]
+    peaks = {"ours": benchmark.pedantic(functools.partial(_peak, _OURS, tmp_path / "prepared"), rounds=1)}
+    peaks["transformers"] = _peak(_THEIRS.replace("DTYPE", _DTYPES[peer]), tmp_path / "model")
+    peaks["torch alone"] = _peak("taps = [torch.zeros(())]", tmp_path)
+    benchmark.extra_info["peak_bytes"] = peaks
+    mib = {key: value / 2**20 for key, value in peaks.items()}
+    benchmark.extra_info["row"] = {
+        "what": f"Peak resident memory of a fresh process, one batch of 16 x 128; {name}, {precision}",
+        "ours": f"{mib['ours']:.0f} MiB",
+        "peer": f"transformers {peer} {mib['transformers']:.0f} MiB (PyTorch alone {mib['torch alone']:.0f} MiB)",
+        "how": "tlfast bench frozen_memory",
+    }
+
+
+def _peak(code: str, folder: Path) -> int:
+    program = _BATCH + code.replace("FOLDER", repr(str(folder))) + _PEAK
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
