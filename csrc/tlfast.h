@@ -135,7 +135,7 @@ enum tl_step_weight {
 };
 
 enum tl_placement { TL_POST_NORM = 0, TL_PRE_NORM = 1 };  // with output norms given, both: a sandwich
-enum tl_activation { TL_GELU = 0, TL_GELU_TANH = 1, TL_QUICK_GELU = 2, TL_RELU = 3, TL_SILU = 4 };
+enum tl_activation { TL_GELU = 0, TL_GELU_TANH = 1, TL_QUICK_GELU = 2, TL_RELU = 3, TL_SILU = 4, TL_NO_ACTIVATION = 5 };
 
 // side_step: one new position of each sequence through a rung and a side block; everything contiguous fp32.
 //   tap (batch, width), s and out (batch, side_width); keys and values (batch, kv_heads, past, head_dim); new_keys and
@@ -147,6 +147,25 @@ int tl_side_step_cpu(const int64_t *weights, const float *tap, const float *s, c
                      int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t hidden, int64_t past, int64_t alphas,
                      int64_t rotation_stride, int placement, int rms, int activation, double eps, double scale,
                      double temperature, int threads);
+
+enum tl_weight_format { TL_WEIGHT_BF16 = 0, TL_WEIGHT_INT8 = 1, TL_WEIGHT_NF4 = 2 };
+
+// linear, frozen:  y = activation(x W^T + bias),  or activation(gates) * rest of each panel where gated is not 0.
+//   x (rows, inputs) with row stride, dtype x_dtype; y (rows, outputs, or outputs / 2 where gated), dtype y_dtype.
+//   weight: panels of 32 outputs of right tiles (common/matrix.h), [panel][step][2 tiles][16 groups][16 outputs][2 bf16 or
+//   4 int8 numbers], padded with zeros; of nf4 one byte for 2 numbers, the first in the low half. scale: one fp32 an
+//   output, padded to whole panels (int8, nf4); group_scale: [panel][64 inputs][32 outputs] bytes, in 255ths of scale (nf4).
+//   smooth (inputs) multiplies x, or null; bias fp32 (outputs padded to whole panels), or null. int8 quantises each row of
+//   x with its own scale.
+int tl_linear_cpu(const void *x, const void *weight, const float *scale, const uint8_t *group_scale,
+                  const float *smooth, const float *bias, void *y, int64_t rows, int64_t inputs, int64_t outputs,
+                  int64_t x_stride, int64_t y_stride, int x_dtype, int y_dtype, int format, int activation, int gated,
+                  int threads);
+
+// The same in float32 with the weight (outputs, inputs) as the model has it; on AMX alone. bias padded to whole panels.
+int tl_linear_fp32_cpu(const float *x, const float *weight, const float *bias, float *y, int64_t rows, int64_t inputs,
+                       int64_t outputs, int64_t x_stride, int64_t weight_stride, int64_t y_stride, int activation,
+                       int threads);
 
 #ifdef TLFAST_WITH_CUDA
 // As on the CPU. In the backward dbias and dalpha are accumulated into and must come zeroed.

@@ -50,6 +50,12 @@ def build_info() -> dict[str, str]:
     return {name: getattr(native, name)() for name in ("cpu_isa", "matrix_isa", "cuda_architectures", "thread_pool")}
 
 
+@functools.cache
+def matrix_isa() -> str:
+    """What the CPU kernels multiply matrices in bfloat16 and int8 with; "none" where the library cannot be loaded."""
+    return "none" if why_not() else library().matrix_isa()
+
+
 def dtype_code(dtype: torch.dtype) -> int:
     """The library's code of a dtype it computes with: float32, float16, bfloat16."""
     native = library()

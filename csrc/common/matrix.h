@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "dtype.h"
+
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif
@@ -33,7 +35,37 @@ struct Tiles {
   int64_t tile_stride, step_stride;
 };
 
+// 32 floats, rounded to nearest even.
+static inline void round_step(tl_bf16 *to, const float *from) {
+#if defined(__AVX512BF16__)
+  _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + 16), _mm512_loadu_ps(from)));
+#else
+#pragma omp simd
+  for (int64_t j = 0; j < Bf16::step; ++j) tl_store(&to[j], from[j]);
+#endif
+}
+static inline void store_step(tl_bf16 *to, const float *from) { round_step(to, from); }
+template <class T>
+static inline void store_step(T *to, const float *from) {
+#pragma omp simd
+  for (int64_t j = 0; j < Bf16::step; ++j) tl_store(&to[j], from[j]);
+}
+
 #if defined(__AMX_TILE__)
+
+// 32 floats, each as the sum of three bfloat16 numbers, which hold all its bits; infinity and NaN stay in the first.
+static inline void split_step(tl_bf16 *const planes[3], const float *from) {
+  for (int64_t half = 0; half < 2; ++half) {
+    __m512 rest = _mm512_loadu_ps(from + half * 16);
+    const __mmask16 finite = _mm512_fpclass_ps_mask(rest, 0x99) ^ 0xffff;
+    for (int64_t p = 0; p < 3; ++p) {
+      const __m256i part = (__m256i)_mm512_cvtneps_pbh(rest);
+      _mm256_storeu_si256(reinterpret_cast<__m256i *>(planes[p] + half * 16), part);
+      const __m512 value = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(part), 16));
+      rest = _mm512_maskz_sub_ps(finite, rest, value);
+    }
+  }
+}
 
 // Holds the tile registers, all of 16 rows of 64 bytes, for as long as it lives; a thread has at most one.
 struct MatrixUnit {
@@ -89,6 +121,50 @@ static inline void multiply_tiles(typename Type::Sum *sums, Tiles left, Tiles ri
   if constexpr (Columns > 1) _tile_stored(1, sums + TILE_SIDE, row_bytes);
   if constexpr (Rows > 1) _tile_stored(2, sums + TILE_SIDE * TILE_SIDE * Columns, row_bytes);
   if constexpr (Rows > 1 && Columns > 1) _tile_stored(3, sums + TILE_SIDE * TILE_SIDE * Columns + TILE_SIDE, row_bytes);
+}
+
+// Products of one plane of the left operand with one of the right, into the same sums; loads only what changes.
+template <int Rows, bool LoadLeft, bool LoadRight>
+static inline void add_tile_products(const uint8_t *a, int64_t a_tile_stride, const uint8_t *b) {
+  if constexpr (LoadRight) _tile_loadd(6, b, STEP_BYTES);
+  if constexpr (LoadLeft) _tile_loadd(4, a, STEP_BYTES);
+  _tile_dpbf16ps(0, 4, 6);
+  if constexpr (LoadRight) _tile_loadd(7, b + TILE_BYTES, STEP_BYTES);
+  _tile_dpbf16ps(1, 4, 7);
+  if constexpr (Rows > 1) {
+    if constexpr (LoadLeft) _tile_loadd(5, a + a_tile_stride, STEP_BYTES);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+}
+
+// sums[16 Rows][32] of operands in three planes each: the six products that reach float32's last bit, the smallest first
+// where that costs no load.
+template <int Rows>
+static inline void multiply_split_tiles(float *sums, Tiles left, int64_t left_plane, Tiles right, int64_t right_plane,
+                                        int64_t steps) {
+  finish_writes();
+  _tile_zero(0);
+  _tile_zero(1);
+  if constexpr (Rows > 1) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int64_t k = 0; k < steps; ++k) {
+    const uint8_t *a = left.first + k * left.step_stride, *b = right.first + k * right.step_stride;
+    add_tile_products<Rows, true, true>(a + 2 * left_plane, left.tile_stride, b);
+    add_tile_products<Rows, true, false>(a + left_plane, left.tile_stride, b);
+    add_tile_products<Rows, false, true>(a + left_plane, left.tile_stride, b + right_plane);
+    add_tile_products<Rows, true, false>(a, left.tile_stride, b + right_plane);
+    add_tile_products<Rows, false, true>(a, left.tile_stride, b + 2 * right_plane);
+    add_tile_products<Rows, false, true>(a, left.tile_stride, b);
+  }
+  _tile_stored(0, sums, 128);
+  _tile_stored(1, sums + TILE_SIDE, 128);
+  if constexpr (Rows > 1) {
+    _tile_stored(2, sums + 32 * TILE_SIDE, 128);
+    _tile_stored(3, sums + 33 * TILE_SIDE, 128);
+  }
 }
 
 #else

@@ -5,7 +5,7 @@
 
 // exp(x) to about 1 ulp: x = n ln2 + r with |r| <= ln2/2, a degree-6 polynomial in r, scaled by 2^n. Results below the
 // smallest normal number are flushed to 0 (so exp(-inf) is 0), above the largest finite are inf; NaN stays NaN.
-static inline float tl_expf(float x) {
+__attribute__((always_inline)) static inline float tl_expf(float x) {
   const float shifter = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const float clamped = x < -87.33654f ? -87.33654f : x > 88.72283f ? 88.72283f : x;
   const float shifted = clamped * 1.44269504f + shifter;

@@ -10,6 +10,8 @@ from .attention import attention
 from .dropout import dropout
 from .dropout_add import IMPLEMENTATIONS as _DROPOUT_ADD
 from .dropout_add import dropout_add
+from .frozen_linear import IMPLEMENTATIONS as _FROZEN_LINEAR
+from .frozen_linear import FrozenWeight, frozen_linear
 from .norm_tap import IMPLEMENTATIONS as _NORM_TAP
 from .norm_tap import norm_tap
 from .quantise_rows import IMPLEMENTATIONS as _QUANTISE_ROWS
@@ -20,11 +22,13 @@ from .side_step import IMPLEMENTATIONS as _SIDE_STEP
 from .side_step import side_step
 
 __all__ = [
+    "FrozenWeight",
     "add_norm",
     "attention",
     "describe",
     "dropout",
     "dropout_add",
+    "frozen_linear",
     "implementations",
     "norm_tap",
     "prenorm",
@@ -34,6 +38,7 @@ __all__ = [
 ]
 
 _IMPLEMENTATIONS = {
+    "frozen_linear": _FROZEN_LINEAR,
     "rung": _RUNG,
     "attention": _ATTENTION,
     "add_norm": _ADD_NORM,

@@ -1,0 +1,138 @@
+// Frozen linear layers whose products run in bfloat16 or int8: weights in bf16, int8 and nf4.
+#include "isa.h"
+#include "linear.h"
+
+namespace TL_ISA {
+
+// ---- panels of W as right tiles: [step][2 tiles][1024 bytes] ----
+
+struct InPlace {  // bf16 and int8 lie in memory as they are read
+  static constexpr int64_t scratch_bytes(int64_t) { return 0; }
+  static const uint8_t *panel(const Layer &layer, int64_t panel, int64_t steps, uint8_t *) {
+    return static_cast<const uint8_t *>(layer.weight) + panel * steps * 2 * TILE_BYTES;
+  }
+};
+
+static constexpr float NF4[16] = {-1.0f,
+                                  -0.6961928009986877f,
+                                  -0.5250730514526367f,
+                                  -0.39491748809814453f,
+                                  -0.28444138169288635f,
+                                  -0.18477343022823334f,
+                                  -0.09105003625154495f,
+                                  0.0f,
+                                  0.07958029955625534f,
+                                  0.16093020141124725f,
+                                  0.24611230194568634f,
+                                  0.33791524171829224f,
+                                  0.44070982933044434f,
+                                  0.5626170039176941f,
+                                  0.7229568362236023f,
+                                  1.0f};
+
+struct FourBit {  // [step][2 tiles][16 groups][16 columns] bytes, the first of the two numbers in the low half
+  static constexpr int64_t scratch_bytes(int64_t steps) { return steps * 2 * TILE_BYTES; }
+  static const uint8_t *panel(const Layer &layer, int64_t panel, int64_t steps, uint8_t *to) {
+    const auto *codes = static_cast<const uint8_t *>(layer.weight) + panel * steps * 512;
+    const uint8_t *group_scale = layer.group_scale + panel * parts(steps, 2) * PANEL;
+    for (int64_t tile = 0; tile < 2 * steps; ++tile) {
+      float scale[TILE_SIDE];
+      for (int64_t n = 0; n < TILE_SIDE; ++n) {
+        const int64_t column = tile % 2 * TILE_SIDE + n;
+        scale[n] = layer.scale[panel * PANEL + column] * (group_scale[tile / 4 * PANEL + column] / 255.0f);
+      }
+      for (int64_t group = 0; group < 16; ++group) unpack(codes + tile * 256 + group * 16, scale, to + tile * TILE_BYTES + group * 64);
+    }
+    return to;
+  }
+  static inline void unpack(const uint8_t *codes, const float *scale, uint8_t *to) {
+#if defined(__AVX512BF16__)
+    const __m512 table = _mm512_loadu_ps(NF4), factor = _mm512_loadu_ps(scale);
+    const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(codes)));
+    const __m512 low = _mm512_mul_ps(_mm512_permutexvar_ps(bytes, table), factor);
+    const __m512 high = _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), table), factor);
+    const __m512i low_bits = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(low));
+    const __m512i high_bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(high)), 16);
+    _mm512_storeu_si512(to, _mm512_or_si512(low_bits, high_bits));
+#else
+    auto *numbers = reinterpret_cast<tl_bf16 *>(to);
+    for (int64_t n = 0; n < TILE_SIDE; ++n) {
+      tl_store(&numbers[2 * n], NF4[codes[n] & 15] * scale[n]);
+      tl_store(&numbers[2 * n + 1], NF4[codes[n] >> 4] * scale[n]);
+    }
+#endif
+  }
+};
+
+template <class Type>
+static inline void multiply_strip(typename Type::Sum *sums, const Left &left, int64_t row_tile, int64_t row_tiles,
+                                  const uint8_t *panel) {
+  const Tiles a{left.tile(row_tile, 0), left.steps * TILE_BYTES, TILE_BYTES}, b{panel, TILE_BYTES, 2 * TILE_BYTES};
+  const int32_t *row_sums = left.sums == nullptr ? nullptr : left.sums + row_tile * TILE_SIDE;
+  if (row_tile + 1 < row_tiles)
+    multiply_tiles<Type, 2, 2>(sums, a, b, left.steps, row_sums);
+  else
+    multiply_tiles<Type, 1, 2>(sums, a, b, left.steps, row_sums);
+}
+
+template <class Type, class Panels, int Activation, class Y>
+static int multiply(const Layer &layer, const Left &left) {
+  const int64_t panel_bytes = left.steps * 2 * TILE_BYTES;
+  const Deal deal(layer, panel_bytes);
+  std::atomic<bool> failed{false};
+  parallel_for(deal.groups * deal.row_chunks, layer.threads, [&](int64_t task) {
+    const int64_t first_panel = task / deal.row_chunks * deal.group_panels;
+    const int64_t last_panel = std::min(layer.panels(), first_panel + deal.group_panels);
+    const int64_t first_tile = task % deal.row_chunks * deal.chunk_strips * 2;
+    const int64_t last_tile = std::min(layer.row_tiles(), first_tile + deal.chunk_strips * 2);
+    const int64_t scratch_bytes = Panels::scratch_bytes(left.steps);
+    ScratchOf<uint8_t> scratch(64 + scratch_bytes * (last_panel - first_panel));
+    if (scratch.data == nullptr) return failed.store(true);
+    const uint8_t *panels[GROUP_BYTES / (2 * TILE_BYTES)];
+    for (int64_t p = first_panel; p < last_panel; ++p)
+      panels[p - first_panel] = Panels::panel(layer, p, left.steps, scratch.data + (p - first_panel) * scratch_bytes);
+    [[maybe_unused]] const MatrixUnit unit;
+    alignas(64) typename Type::Sum sums[STRIP * PANEL];
+    for (int64_t tile = first_tile; tile < last_tile; tile += 2)
+      for (int64_t p = first_panel; p < last_panel; ++p) {
+        multiply_strip<Type>(sums, left, tile, layer.row_tiles(), panels[p - first_panel]);
+        finish_block<Activation, Y>(layer, left, sums, tile * TILE_SIDE, p);
+      }
+  });
+  return failed ? tl_fail(TL_OUT_OF_MEMORY, "linear: no memory for unpacked weights") : TL_OK;
+}
+
+template <class Type, class Panels>
+static int run(const Layer &layer, const Left &left) {
+  return with_kernel(layer, [&](auto activation, auto y) {
+    return multiply<Type, Panels, decltype(activation)::value, decltype(y)>(layer, left);
+  });
+}
+
+int tl_linear_cpu(const void *x, const void *weight, const float *scale, const uint8_t *group_scale,
+                  const float *smooth, const float *bias, void *y, int64_t rows, int64_t inputs, int64_t outputs,
+                  int64_t x_stride, int64_t y_stride, int x_dtype, int y_dtype, int format, int activation, int gated,
+                  int threads) {
+  if (rows == 0 || outputs == 0) return TL_OK;
+  const Layer layer{x,        weight,   scale,   group_scale, smooth,  bias,       y,          rows,   inputs,
+                    outputs,  x_stride, y_stride, x_dtype,    y_dtype, activation, gated != 0, threads};
+  switch (format) {
+    case TL_WEIGHT_BF16:
+      return with_rows<Rows::Rounded>(layer, [&](const Left &left) { return run<Bf16, InPlace>(layer, left); });
+    case TL_WEIGHT_INT8:
+      return with_rows<Rows::Quantised>(layer, [&](const Left &left) { return run<Int8, InPlace>(layer, left); });
+    case TL_WEIGHT_NF4:
+      return with_rows<Rows::Rounded>(layer, [&](const Left &left) { return run<Bf16, FourBit>(layer, left); });
+    default:
+      return tl_fail(TL_BAD_ARGUMENT, "unknown weight format code %d", format);
+  }
+}
+
+}  // namespace TL_ISA
+
+TL_MATRIX_ENTRY(tl_linear_cpu,
+                (const void *x, const void *weight, const float *scale, const uint8_t *group_scale, const float *smooth,
+                 const float *bias, void *y, int64_t rows, int64_t inputs, int64_t outputs, int64_t x_stride,
+                 int64_t y_stride, int x_dtype, int y_dtype, int format, int activation, int gated, int threads),
+                (x, weight, scale, group_scale, smooth, bias, y, rows, inputs, outputs, x_stride, y_stride, x_dtype,
+                 y_dtype, format, activation, gated, threads))

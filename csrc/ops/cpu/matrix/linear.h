@@ -1,0 +1,257 @@
+// A frozen linear layer on the CPU, y = activation(x W^T + bias): what its formats share.
+//
+// Two passes. The rows of x are laid out as left tiles once, which is where int8 quantises them and fp32 splits them.
+// Then tasks take groups of W's panels (32 outputs each) that fit the L2 cache, unpack them where the format asks for it,
+// and run all rows past them; bias, scales, activation and rounding happen on each 32 x 32 block while it is in L1.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <type_traits>
+
+#include "activation.h"
+#include "dtype.h"
+#include "int8_scale.h"
+#include "matrix.h"
+#include "parallel.h"
+#include "scratch.h"
+
+namespace {
+
+static constexpr int64_t PANEL = 2 * TILE_SIDE, STRIP = 2 * TILE_SIDE;
+static constexpr int64_t GROUP_BYTES = 1 << 20;  // of panels that a task keeps in L2
+
+static inline int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+struct Layer {
+  const void *x, *weight;
+  const float *scale;            // int8 and nf4: one an output, padded to whole panels
+  const uint8_t *group_scale;    // nf4: [panel][inputs / 64][PANEL]
+  const float *smooth, *bias;
+  void *y;
+  int64_t rows, inputs, outputs, x_stride, y_stride;
+  int x_dtype, y_dtype, activation;
+  bool gated;
+  int threads;
+
+  int64_t panels() const { return parts(outputs, PANEL); }
+  int64_t row_tiles() const { return parts(rows, TILE_SIDE); }
+};
+
+// ---- rows of x as left tiles ----
+
+struct Left {
+  uint8_t *tiles;     // [plane][row_tile][step][1024]
+  float *scale;       // int8: one a row
+  int32_t *sums;      // int8: of each row
+  int64_t steps, plane_bytes;
+
+  uint8_t *tile(int64_t row_tile, int64_t step, int64_t plane = 0) const {
+    return tiles + plane * plane_bytes + (row_tile * steps + step) * TILE_BYTES;
+  }
+};
+
+template <class X>
+static inline void read_row(float *to, const X *x, const float *smooth, int64_t count, int64_t padded) {
+  if (smooth == nullptr) {
+#pragma omp simd
+    for (int64_t j = 0; j < count; ++j) to[j] = tl_load(x[j]);
+  } else {
+#pragma omp simd
+    for (int64_t j = 0; j < count; ++j) to[j] = tl_load(x[j]) * smooth[j];
+  }
+  for (int64_t j = count; j < padded; ++j) to[j] = 0.0f;
+}
+
+static inline void round_row(const float *row, const Left &left, int64_t i) {
+  for (int64_t step = 0; step < left.steps; ++step) {
+    auto *to = reinterpret_cast<tl_bf16 *>(left.tile(i / TILE_SIDE, step) + i % TILE_SIDE * STEP_BYTES);
+    round_step(to, row + step * Bf16::step);
+  }
+}
+
+#if defined(__AMX_TILE__)
+static inline void split_row(const float *row, const Left &left, int64_t i) {
+  const int64_t at = i % TILE_SIDE * STEP_BYTES;
+  for (int64_t step = 0; step < left.steps; ++step) {
+    tl_bf16 *planes[3];
+    for (int64_t p = 0; p < 3; ++p) planes[p] = reinterpret_cast<tl_bf16 *>(left.tile(i / TILE_SIDE, step, p) + at);
+    split_step(planes, row + step * Bf16::step);
+  }
+}
+#endif
+
+// As quantise_rows does it; a row that holds NaN or infinity has NaN for its scale.
+static inline void quantise_row(const float *row, const Left &left, int64_t i) {
+  float largest = 0.0f, poison = 0.0f;
+#pragma omp simd reduction(max : largest) reduction(+ : poison)
+  for (int64_t j = 0; j < left.steps * Int8::step; ++j) {
+    const float size = std::fabs(row[j]);
+    largest = size > largest ? size : largest;
+    poison += row[j] * 0.0f;
+  }
+  const RowScale scale = int8_scale(largest + poison);
+  left.scale[i] = scale.scale + poison;
+  int32_t sum = 0;
+  for (int64_t step = 0; step < left.steps; ++step) {
+    auto *to = reinterpret_cast<int8_t *>(left.tile(i / TILE_SIDE, step) + i % TILE_SIDE * STEP_BYTES);
+    const float *from = row + step * Int8::step;
+    if (scale.inverse == 0.0f) {
+      std::memset(to, 0, STEP_BYTES);
+      continue;
+    }
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < Int8::step; ++j) {
+      const float scaled = from[j] * scale.inverse, bounded = scaled < INT8_LARGEST ? scaled : INT8_LARGEST;
+      const int32_t value = static_cast<int32_t>(tl_float_bits(bounded + ROUNDER) - tl_float_bits(ROUNDER));
+      to[j] = static_cast<int8_t>(value);
+      sum += value;
+    }
+  }
+  left.sums[i] = sum;
+}
+
+enum class Rows { Rounded, Quantised, Split };
+
+template <Rows Kind, class X>
+static void lay_out_rows(const Layer &layer, const Left &left, int64_t row_tile) {
+  constexpr int64_t step = Kind == Rows::Quantised ? Int8::step : Bf16::step;
+  const int64_t padded = left.steps * step, first = row_tile * TILE_SIDE;
+  Scratch row(padded);
+  for (int64_t i = first; i < first + TILE_SIDE; ++i) {
+    const bool real = i < layer.rows;
+    const X *x = static_cast<const X *>(layer.x) + (real ? i : 0) * layer.x_stride;
+    if constexpr (Kind == Rows::Rounded && std::is_same_v<X, tl_bf16>) {
+      if (real && layer.smooth == nullptr && layer.inputs == padded) {
+        for (int64_t k = 0; k < left.steps; ++k)
+          std::memcpy(left.tile(row_tile, k) + (i - first) * STEP_BYTES, x + k * step, STEP_BYTES);
+        continue;
+      }
+    }
+    read_row(row.data, x, layer.smooth, real ? layer.inputs : 0, padded);
+    if constexpr (Kind == Rows::Rounded) round_row(row.data, left, i);
+    if constexpr (Kind == Rows::Quantised) quantise_row(row.data, left, i);
+#if defined(__AMX_TILE__)
+    if constexpr (Kind == Rows::Split) split_row(row.data, left, i);
+#endif
+  }
+}
+
+// ---- what is done to a block of sums ----
+
+template <int Activation, class Y>
+static inline void finish_row(const float *sums, Y *y, int64_t count, bool gated) {
+  float row[PANEL];
+  if (gated) {  // the panel's first half are gates, its second what they gate
+#pragma omp simd
+    for (int64_t j = 0; j < TILE_SIDE; ++j) row[j] = tl_activate<Activation>(sums[j]) * sums[TILE_SIDE + j];
+  } else {
+#pragma omp simd
+    for (int64_t j = 0; j < PANEL; ++j) row[j] = tl_activate<Activation>(sums[j]);
+  }
+  if (count == PANEL) {
+    store_step(y, row);
+  } else {
+    for (int64_t j = 0; j < count; ++j) tl_store(&y[j], row[j]);
+  }
+}
+
+template <int Activation, class Y, class Sum>
+static void finish_block(const Layer &layer, const Left &left, const Sum *sums, int64_t first, int64_t panel) {
+  const int64_t width = layer.gated ? PANEL / 2 : PANEL;
+  const int64_t outputs = layer.gated ? layer.outputs / 2 : layer.outputs;
+  const int64_t count = std::min(width, outputs - panel * width), rows = std::min(STRIP, layer.rows - first);
+  if (count <= 0) return;
+  float bias[PANEL] = {}, scale[PANEL];
+  if (layer.bias != nullptr) std::memcpy(bias, layer.bias + panel * PANEL, sizeof bias);
+  if constexpr (std::is_same_v<Sum, int32_t>) std::memcpy(scale, layer.scale + panel * PANEL, sizeof scale);
+  for (int64_t i = 0; i < rows; ++i) {
+    float row[PANEL];
+    if constexpr (std::is_same_v<Sum, int32_t>) {
+      const float row_scale = left.scale[first + i];
+#pragma omp simd
+      for (int64_t j = 0; j < PANEL; ++j)
+        row[j] = static_cast<float>(sums[i * PANEL + j]) * (row_scale * scale[j]) + bias[j];
+    } else {
+#pragma omp simd
+      for (int64_t j = 0; j < PANEL; ++j) row[j] = sums[i * PANEL + j] + bias[j];
+    }
+    Y *y = static_cast<Y *>(layer.y) + (first + i) * layer.y_stride + panel * width;
+    finish_row<Activation>(row, y, count, layer.gated);
+  }
+}
+
+template <class Body>
+static int with_activation(int activation, Body body) {
+  switch (activation) {
+    case TL_NO_ACTIVATION:
+      return body(std::integral_constant<int, TL_NO_ACTIVATION>{});
+    case TL_GELU:
+      return body(std::integral_constant<int, TL_GELU>{});
+    case TL_GELU_TANH:
+      return body(std::integral_constant<int, TL_GELU_TANH>{});
+    case TL_QUICK_GELU:
+      return body(std::integral_constant<int, TL_QUICK_GELU>{});
+    case TL_RELU:
+      return body(std::integral_constant<int, TL_RELU>{});
+    case TL_SILU:
+      return body(std::integral_constant<int, TL_SILU>{});
+    default:
+      return tl_fail(TL_BAD_ARGUMENT, "unknown activation code %d", activation);
+  }
+}
+
+// How a layer's panels are dealt out: groups that fit the cache, and enough of them for all threads.
+struct Deal {
+  int64_t group_panels, groups, row_chunks, chunk_strips;
+
+  Deal(const Layer &layer, int64_t panel_bytes) {
+    const int64_t panels = layer.panels(), strips = parts(layer.rows, STRIP);
+    const int64_t fitting = std::max<int64_t>(1, GROUP_BYTES / panel_bytes);
+    const int64_t wanted = parts(parts(panels, fitting), layer.threads) * layer.threads;
+    group_panels = parts(panels, std::min(wanted, panels));
+    groups = parts(panels, group_panels);
+    row_chunks = std::min(strips, std::max<int64_t>(1, layer.threads / groups));
+    chunk_strips = parts(strips, row_chunks);
+    row_chunks = parts(strips, chunk_strips);
+  }
+};
+
+template <class Body>
+static int with_layer_dtype(int dtype, Body body) {
+  if (dtype == TL_F32) return body(float{});
+  if (dtype == TL_BF16) return body(tl_bf16{});
+  return tl_fail(TL_BAD_ARGUMENT, "linear: dtype code %d is neither float32 nor bfloat16", dtype);
+}
+
+template <class Body>
+static int with_kernel(const Layer &layer, Body body) {
+  return with_activation(layer.activation, [&](auto activation) {
+    return with_layer_dtype(layer.y_dtype, [&](auto y) { return body(activation, y); });
+  });
+}
+
+// Lays out the rows of x on all threads; body(left) then multiplies them.
+template <Rows Kind, class Body>
+static int with_rows(const Layer &layer, Body body) {
+  const int64_t step = Kind == Rows::Quantised ? Int8::step : Bf16::step, planes = Kind == Rows::Split ? 3 : 1;
+  const int64_t steps = parts(layer.inputs, step), plane_bytes = layer.row_tiles() * steps * TILE_BYTES;
+  const int64_t padded_rows = layer.row_tiles() * TILE_SIDE;
+  ScratchOf<uint8_t> tiles(planes * plane_bytes + 64);
+  ScratchOf<float> scale(padded_rows);
+  ScratchOf<int32_t> sums(padded_rows);
+  if (tiles.data == nullptr || scale.data == nullptr || sums.data == nullptr)
+    return tl_fail(TL_OUT_OF_MEMORY, "linear: no memory for %lld rows of %lld numbers", (long long)layer.rows,
+                   (long long)layer.inputs);
+  auto *aligned = reinterpret_cast<uint8_t *>((reinterpret_cast<uintptr_t>(tiles.data) + 63) & ~uintptr_t{63});
+  const Left left{aligned, scale.data, Kind == Rows::Quantised ? sums.data : nullptr, steps, plane_bytes};
+  const int status = with_layer_dtype(layer.x_dtype, [&](auto x) {
+    parallel_for(layer.row_tiles(), layer.threads,
+                 [&](int64_t tile) { lay_out_rows<Kind, decltype(x)>(layer, left, tile); });
+    return static_cast<int>(TL_OK);
+  });
+  return status == TL_OK ? body(left) : status;
+}
+
+}  // namespace

@@ -1,0 +1,58 @@
+"""How weights are stored in fewer bits: what is kept of a matrix, and the matrix that this stands for."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+GROUP = 64  # inputs that share a scale of nf4
+# The 16 quantiles of a standard normal distribution, scaled to [-1, 1]: Dettmers et al. 2023, appendix E.
+NF4 = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+NF4_ZERO = NF4.index(0.0)
+
+
+def int8_of(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, K) to values int8 (N, K) and scale (N,): weight = values * scale, the largest of a row becoming 127."""
+    scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+    return (weight / scale[:, None]).round_().to(torch.int8), scale
+
+
+def nf4_of(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(N, K) to codes uint8 (N, K), group scales uint8 (N, K/64) and row scale (N,).
+
+    weight = NF4[code] * row_scale * group_scale / 255: each group's largest magnitude, itself in 8 bits of its row's.
+    """
+    groups = F.pad(weight, (0, -weight.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
+    largest = groups.abs().amax(2)
+    row_scale = largest.amax(1).clamp_min(torch.finfo(torch.float32).tiny)
+    # rounded up, so that no number falls outside [-1, 1]
+    group_scale = (largest / row_scale[:, None] * 255).ceil().clamp_(0, 255).to(torch.uint8)
+    scale = row_scale[:, None] * (group_scale.float() / 255)
+    relative = groups / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, :, None]
+    table = torch.tensor(NF4, device=weight.device)
+    codes = torch.bucketize(relative, (table[1:] + table[:-1]) / 2).to(torch.uint8)
+    return codes.flatten(1)[:, : weight.shape[1]], group_scale, row_scale
+
+
+def nf4_value(codes: torch.Tensor, group_scale: torch.Tensor, row_scale: torch.Tensor) -> torch.Tensor:
+    """The matrix (N, K) that `nf4_of` stored."""
+    scale = row_scale[:, None] * (group_scale.float() / 255)
+    scale = scale.repeat_interleave(GROUP, dim=1)[:, : codes.shape[1]]
+    return torch.tensor(NF4, device=codes.device)[codes.long()] * scale
