@@ -17,7 +17,9 @@ def quantise_rows(
     scale = magnitude / LARGEST[dtype]
     scale = scale.where(~(scale < SMALLEST_SCALE), 0)
     told = (scale > 0) & scale.isfinite()
-    values = (x * (LARGEST[dtype] / magnitude)).where(told, 0)
+    # torch.div, since number / tensor is rounded twice: PyTorch takes it as number * (1 / tensor)
+    inverse = torch.div(magnitude.new_tensor(LARGEST[dtype]), magnitude)
+    values = (x * inverse).where(told, 0)
     if dtype == torch.int8:
         values = values.round()
     return values.to(dtype), scale.squeeze(-1)
