@@ -76,6 +76,8 @@ struct MatrixUnit {
       uint8_t rows[16] = {};
     } config;
     for (int i = 0; i < 8; ++i) config.row_bytes[i] = STEP_BYTES, config.rows[i] = TILE_SIDE;
+    // The intrinsic says that it reads 8 bytes of it: without this the compiler may drop the rest.
+    __asm__ volatile("" ::"r"(&config) : "memory");
     _tile_loadconfig(&config);
   }
   ~MatrixUnit() { _tile_release(); }
