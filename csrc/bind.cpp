@@ -59,6 +59,7 @@ PYBIND11_MODULE(_C, m) {
   define(m, "side_step_cpu", tl_side_step_cpu);
   define(m, "linear_cpu", tl_linear_cpu);
   define(m, "linear_fp32_cpu", tl_linear_fp32_cpu);
+  define(m, "packed_attention_cpu", tl_packed_attention_cpu);
 #ifdef TLFAST_WITH_CUDA
   define(m, "rung_forward_cuda", tl_rung_forward_cuda);
   define(m, "rung_backward_cuda", tl_rung_backward_cuda);

@@ -166,6 +166,18 @@ int tl_linear_cpu(const void *x, const void *weight, const float *scale, const u
 int tl_linear_fp32_cpu(const float *x, const float *weight, const float *bias, float *y, int64_t rows, int64_t inputs,
                        int64_t outputs, int64_t x_stride, int64_t weight_stride, int64_t y_stride, int activation,
                        int threads);
+// packed_attention:  out = softmax(scale q k^T + bias) v a head, for sequences packed one behind the other.
+//   q (tokens, heads, head_dim), k and v (tokens of keys, kv_heads, head_dim) with strides for row and head, the last
+//   dimension contiguous; out like q but contiguous; all of dtype `dtype`; heads a multiple of kv_heads. Sequence b has
+//   queries starts[b] to starts[b + 1] and keys starts_k[b] to starts_k[b + 1]. bias fp32 (heads, longest, longest of
+//   keys) with strides, keys contiguous, or null. cosines and sines fp32 (tokens, head_dim), contiguous, rotate q and k
+//   (head_dim even), or null. window: the farthest key on either side that a query sees; < 0: any. causal != 0: query i
+//   sees the keys j <= i + keys - queries. A query that sees no key gives zeros.
+int tl_packed_attention_cpu(const void *q, const void *k, const void *v, const int32_t *starts, const int32_t *starts_k,
+                            const float *bias, const float *cosines, const float *sines, void *out, int64_t batch,
+                            int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t q_row, int64_t q_head,
+                            int64_t k_row, int64_t k_head, int64_t v_row, int64_t v_head, int64_t bias_head,
+                            int64_t bias_row, int64_t window, int dtype, int causal, double scale, int threads);
 
 #ifdef TLFAST_WITH_CUDA
 // As on the CPU. In the backward dbias and dalpha are accumulated into and must come zeroed.

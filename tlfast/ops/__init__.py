@@ -14,6 +14,8 @@ from .frozen_linear import IMPLEMENTATIONS as _FROZEN_LINEAR
 from .frozen_linear import FrozenWeight, frozen_linear
 from .norm_tap import IMPLEMENTATIONS as _NORM_TAP
 from .norm_tap import norm_tap
+from .packed_attention import IMPLEMENTATIONS as _PACKED_ATTENTION
+from .packed_attention import packed_attention
 from .quantise_rows import IMPLEMENTATIONS as _QUANTISE_ROWS
 from .quantise_rows import quantise_rows
 from .rung import IMPLEMENTATIONS as _RUNG
@@ -31,6 +33,7 @@ __all__ = [
     "frozen_linear",
     "implementations",
     "norm_tap",
+    "packed_attention",
     "prenorm",
     "quantise_rows",
     "rung",
@@ -47,6 +50,7 @@ _IMPLEMENTATIONS = {
     "side_step": _SIDE_STEP,
     "norm_tap": _NORM_TAP,
     "quantise_rows": _QUANTISE_ROWS,
+    "packed_attention": _PACKED_ATTENTION,
 }
 
 

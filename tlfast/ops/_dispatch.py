@@ -14,8 +14,8 @@ import torch
 from .. import _native
 
 # What "auto" tries, in this order, for inputs on a device of that type; on any other device only plain PyTorch runs:
-# "recompute", the leaner one for the backward pass, before "reference".
-_PLAIN = ("recompute", "reference")
+# "recompute", the leaner one for the backward pass, and "buckets", PyTorch's own kernels, before "reference".
+_PLAIN = ("recompute", "buckets", "reference")
 ORDER = {"cpu": ("native", *_PLAIN), "cuda": ("triton", "cuda", "sdpa", *_PLAIN)}
 
 _PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)  # no subclass, which a mode or a tracer would have to see

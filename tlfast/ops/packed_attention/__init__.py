@@ -1,0 +1,3 @@
+from .api import IMPLEMENTATIONS, packed_attention
+
+__all__ = ["IMPLEMENTATIONS", "packed_attention"]
