@@ -121,7 +121,7 @@ def check(case, dtype, impl):
 VARIANTS = {
     "plain": {},
     "causal": {"causal": True},
-    "window": {"window": 40},
+    "window": {"window": 33},
     "narrow": {"window": 0},
     "causal-window": {"causal": True, "window": 17},
     "bias": {"bias": True},
