@@ -148,7 +148,7 @@ int tl_side_step_cpu(const int64_t *weights, const float *tap, const float *s, c
                      int64_t rotation_stride, int placement, int rms, int activation, double eps, double scale,
                      double temperature, int threads);
 
-enum tl_weight_format { TL_WEIGHT_BF16 = 0, TL_WEIGHT_INT8 = 1, TL_WEIGHT_NF4 = 2 };
+enum tl_weight_format { TL_WEIGHT_BF16 = 0, TL_WEIGHT_INT8 = 1, TL_WEIGHT_NF4 = 2, TL_WEIGHT_INT8_ONLY = 3 };
 
 // linear, frozen:  y = activation(x W^T + bias),  or activation(gates) * rest of each panel where gated is not 0.
 //   x (rows, inputs) with row stride, dtype x_dtype; y (rows, outputs, or outputs / 2 where gated), dtype y_dtype.
@@ -156,7 +156,7 @@ enum tl_weight_format { TL_WEIGHT_BF16 = 0, TL_WEIGHT_INT8 = 1, TL_WEIGHT_NF4 = 
 //   4 int8 numbers], padded with zeros; of nf4 one byte for 2 numbers, the first in the low half. scale: one fp32 an
 //   output, padded to whole panels (int8, nf4); group_scale: [panel][64 inputs][32 outputs] bytes, in 255ths of scale (nf4).
 //   smooth (inputs) multiplies x, or null; bias fp32 (outputs padded to whole panels), or null. int8 quantises each row of
-//   x with its own scale.
+//   x with its own scale; int8-only is stored alike but multiplies in bf16.
 int tl_linear_cpu(const void *x, const void *weight, const float *scale, const uint8_t *group_scale,
                   const float *smooth, const float *bias, void *y, int64_t rows, int64_t inputs, int64_t outputs,
                   int64_t x_stride, int64_t y_stride, int x_dtype, int y_dtype, int format, int activation, int gated,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +15,7 @@ from torch import nn
 
 from .fingerprint import fingerprint
 from .lm_head import LMHead
+from .packed import Batch, PackedStack, contiguous, reach_blocks, why_not
 from .parts import BlockSpec
 from .sharding import own_part
 from .stack import Stack
@@ -70,12 +71,23 @@ class FrozenBackbone(nn.Module):
     The model's parameters are shared, not copied, and never change. Always in eval mode, never builds a graph.
     """
 
-    def __init__(self, model: Any, stacks: dict[str, Stack], precision: str) -> None:
+    def __init__(
+        self,
+        model: Any,
+        stacks: dict[str, Stack],
+        precision: str,
+        fingerprint: str | None = None,
+        weight_errors: dict[str, list[float]] | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.stacks = stacks
         self.precision = precision
-        self._known: dict[str, str] = {}  # shared by all that share the weights
+        # shared by all that share the weights
+        self._known: dict[str, str] = {} if fingerprint is None else {"fingerprint": fingerprint}
+        self._weight_errors = weight_errors or {}
+        self._packed: dict[str, tuple[int, PackedStack]] = {}
+        self._slow = {name: self._why_slow(stack) for name, stack in stacks.items()}
         self.train(False)
 
     @property
@@ -142,10 +154,30 @@ class FrozenBackbone(nn.Module):
             self._known["fingerprint"] = fingerprint(self.base, settings)
         return self._known["fingerprint"]
 
+    def _why_slow(self, stack: Stack) -> str | None:
+        """None where a stack runs over packed tokens, otherwise the reason."""
+        if self.precision == "fp32":
+            return "fp32 gives the model's own results to the last bit"
+        return why_not(stack, self.base)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """For each block "stack", "block", "path" ("packed", or "module": as transformers runs it), "why", "precision".
+
+        "weight_error": ||W - stored|| / ||W|| of its linear layers, 0 for fp32.
+        """
+        rows = []
+        for name, stack in self.stacks.items():
+            slow = self._slow[name]
+            errors = self._weight_errors.get(name, [0.0] * len(stack.blocks))
+            for index, error in enumerate(errors):
+                row = {"stack": name, "block": index, "path": "module" if slow else "packed", "why": slow or ""}
+                rows.append(row | {"precision": self.precision, "weight_error": error})
+        return rows
+
     def weight_bytes(self) -> int:
         """Bytes that the frozen weights and buffers take, in this process where they are sharded."""
         tensors = map(own_part, (*self.model.parameters(), *self.model.buffers()))
-        return sum(storage.nbytes() for storage in {t.data_ptr(): t.untyped_storage() for t in tensors}.values())
+        return sum(storage.nbytes() for storage in _storages(tensors).values())
 
     def with_taps(self, indices: Sequence[int], encoder: Sequence[int] | None = None) -> FrozenBackbone:
         """The same frozen model, tapped at other blocks of `stack`; weights and fingerprint are shared.
@@ -156,7 +188,7 @@ class FrozenBackbone(nn.Module):
         stacks[self.stack.name] = self.stack.tapped(tuple(indices))
         if encoder is not None:
             stacks["encoder"] = stacks["encoder"].tapped(tuple(encoder))
-        other = FrozenBackbone(self.model, stacks, self.precision)
+        other = FrozenBackbone(self.model, stacks, self.precision, weight_errors=self._weight_errors)
         other._known = self._known
         return other
 
@@ -173,16 +205,19 @@ class FrozenBackbone(nn.Module):
         Returns a BackboneOutput, for an encoder-decoder an EncoderDecoderOutput.
         """
         if not self.is_encoder_decoder:
-            return _finish(*self._run(self.stack, self.base, inputs, cache), packed)
+            return self._output(self.stack, self.base, inputs, cache, packed)
         names = _DECODER_INPUTS
         decoder_inputs = {name: inputs.pop(name) for name in list(inputs) if name in names}
-        encoder, mask = self._run(self.stacks["encoder"], self.base.get_encoder(), inputs, None)
-        decoder = self.decode(encoder.last_hidden_state, inputs.get("attention_mask"), packed, cache, **decoder_inputs)
-        return EncoderDecoderOutput(_finish(encoder, mask, packed), decoder)
+        encoder = self.encode(**inputs)
+        mask = inputs.get("attention_mask")
+        decoder = self.decode(encoder.last_hidden_state, mask, packed, cache, **decoder_inputs)
+        if packed:
+            encoder = _pack(encoder, None if mask is None else mask.bool())
+        return EncoderDecoderOutput(encoder, decoder)
 
     def encode(self, **inputs: Any) -> BackboneOutput:
         """Run an encoder-decoder's encoder alone."""
-        return _finish(*self._run(self.stacks["encoder"], self.base.get_encoder(), inputs, None), packed=False)
+        return self._output(self.stacks["encoder"], self.base.get_encoder(), inputs, None, packed=False)
 
     def decode(
         self,
@@ -201,17 +236,49 @@ class FrozenBackbone(nn.Module):
             "input_ids": decoder_input_ids,
             "inputs_embeds": decoder_inputs_embeds,
             "attention_mask": decoder_attention_mask,
-            "encoder_hidden_states": encoder_hidden_states,
+            # packed tokens are in bfloat16, modules are not
+            "encoder_hidden_states": encoder_hidden_states.to(
+                torch.promote_types(encoder_hidden_states.dtype, torch.float32)
+            ),
             "encoder_attention_mask": encoder_attention_mask,
         }
         given = {name: value for name, value in inputs.items() if value is not None}
-        return _finish(*self._run(self.stacks["decoder"], self.base.get_decoder(), given, cache), packed)
+        return self._output(self.stacks["decoder"], self.base.get_decoder(), given, cache, packed)
+
+    def _output(self, stack: Stack, module: Any, inputs: dict[str, Any], cache: Any, packed: bool) -> BackboneOutput:
+        """One forward of a stack, over packed tokens where it can be."""
+        if cache is None and self._slow[stack.name] is None and not _is_empty(inputs):
+            mask = _check_mask(inputs.get("attention_mask"), _token_shape(inputs), 0, "")
+            if stack.spec.positions != "relative" or contiguous(mask):
+                return self._run_packed(stack, module, inputs, mask, packed)
+        return _finish(*self._run(stack, module, inputs, cache), packed)
+
+    def _run_packed(
+        self, stack: Stack, module: Any, inputs: dict[str, Any], mask: torch.Tensor | None, packed: bool
+    ) -> BackboneOutput:
+        """One forward whose blocks see tokens alone, without padding."""
+        self.train(False)
+        with torch.no_grad():
+            embedding, block_inputs = reach_blocks(stack, module, inputs)
+            batch = Batch.of(stack, embedding.shape[:2], mask, block_inputs)
+            x = batch.pack(embedding.to(torch.bfloat16))
+            taps, last = self._packed_stack(stack).run(x, batch.sequences, stack.taps)
+            if packed:
+                return BackboneOutput(x, tuple(taps), last, batch.sequences.cu_seqlens)
+            return BackboneOutput(batch.unpack(x), tuple(map(batch.unpack, taps)), batch.unpack(last))
+
+    def _packed_stack(self, stack: Stack) -> PackedStack:
+        """Made at the first call, and again where the weights have moved to another device."""
+        weight = next(stack.blocks[0].buffers())
+        if stack.name not in self._packed or self._packed[stack.name][0] != weight.data_ptr():
+            self._packed[stack.name] = weight.data_ptr(), PackedStack(stack, self.model_type)
+        return self._packed[stack.name][1]
 
     def _run(
         self, stack: Stack, module: Any, inputs: dict[str, Any], cache: Any
     ) -> tuple[BackboneOutput, torch.Tensor | None]:
         """One forward of a stack, padded and with whatever stands at padding; and the mask of its tokens."""
-        shape = next((tuple(inputs[k].shape[:2]) for k in _INPUTS if inputs.get(k) is not None), None)
+        shape = _token_shape(inputs)
         if shape is None and "pixel_values" in inputs and not inputs["pixel_values"].shape[0]:
             raise ValueError("pixel_values: the batch is empty; pass at least one image")
         past = 0 if cache is None else int(cache.get_seq_length())
@@ -266,6 +333,12 @@ def _capture(stack: Stack) -> Iterator[dict[int, torch.Tensor]]:
             handle.remove()
 
 
+def _storages(tensors: Iterable[torch.Tensor]) -> dict[int, torch.UntypedStorage]:
+    """What several tensors take, each piece of memory once, by address."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return {storage.data_ptr(): storage for storage in storages}
+
+
 def _in_order(value: Any) -> Any:
     """A setting whose repr does not depend on the order in which a dict was filled."""
     return sorted((str(name), _in_order(inner)) for name, inner in value.items()) if isinstance(value, dict) else value
@@ -285,6 +358,17 @@ def _cache_arguments(module: nn.Module, cache: Any) -> dict[str, Any]:
     if cache is not None:
         arguments["cache" if "cache" in names else "past_key_values"] = cache
     return arguments
+
+
+def _is_empty(inputs: dict[str, Any]) -> bool:
+    """Whether there is no token or no image to run."""
+    shape = _token_shape(inputs) or tuple(inputs["pixel_values"].shape[:1] if "pixel_values" in inputs else ())
+    return 0 in shape
+
+
+def _token_shape(inputs: dict[str, Any]) -> tuple[int, ...] | None:
+    """(B, S) of a stack's inputs; None where they are not tokens."""
+    return next((tuple(inputs[name].shape[:2]) for name in _INPUTS if inputs.get(name) is not None), None)
 
 
 def _last_hidden_state(output: Any) -> torch.Tensor:

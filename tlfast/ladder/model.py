@@ -229,6 +229,7 @@ class LadderModel(nn.Module):
         return side, output.last_hidden_state
 
     def _logits(self, side: torch.Tensor, last: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        last = last.to(torch.promote_types(last.dtype, side.dtype))  # a backbone in fewer bits gives bfloat16
         if self.num_labels is None:
             lm_head = self.backbone.lm_head
             assert lm_head is not None  # checked with the task

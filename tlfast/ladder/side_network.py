@@ -66,7 +66,7 @@ class SideNetwork(nn.Module):
         memory_mask: torch.Tensor | None = None,
         cache: SideCache | None = None,
     ) -> torch.Tensor:
-        s = self.embedding(output.embedding)
+        s = self.embedding(output.embedding.to(self.embedding.weight.dtype))
         past = 0 if cache is None else cache.past
         bias = None if self.relative_bias is None else self.relative_bias(s.shape[1], past)
         if position_ids is None:

@@ -66,9 +66,10 @@ class LadderStack:
     def __call__(
         self, output: BackboneOutput, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
     ) -> list[torch.Tensor]:
-        last = output.last_hidden_state
         key_mask = None if attention_mask is None else attention_mask.bool()
         side = self.sides(output, key_mask, position_ids)
+        last = output.last_hidden_state
+        last = last.to(torch.promote_types(last.dtype, side.dtype))
         logits: dict[int, torch.Tensor] = {}
         if self.classifiers:
             mask = last.new_ones(last.shape[:2], dtype=torch.bool) if key_mask is None else key_mask

@@ -113,7 +113,7 @@ class _Down(NamedTuple):
         return cls(rounded(weight.flatten(0, 1), like), rounded(bias.flatten(), like), len(linears))
 
     def __call__(self, h: torch.Tensor) -> torch.Tensor:
-        rows = F.linear(h.reshape(-1, h.shape[-1]), self.weight, self.bias)
+        rows = F.linear(h.reshape(-1, h.shape[-1]).to(self.weight.dtype), self.weight, self.bias)
         return rows.unflatten(-1, (self.ladders, -1)).transpose(0, 1)
 
 

@@ -1,4 +1,5 @@
 from .api import ACTIVATIONS, IMPLEMENTATIONS, frozen_linear
+from .reference import ACTIVATE
 from .weight import PRECISIONS, FrozenWeight
 
-__all__ = ["ACTIVATIONS", "IMPLEMENTATIONS", "PRECISIONS", "FrozenWeight", "frozen_linear"]
+__all__ = ["ACTIVATE", "ACTIVATIONS", "IMPLEMENTATIONS", "PRECISIONS", "FrozenWeight", "frozen_linear"]

@@ -25,6 +25,7 @@ NF4 = (
     0.7229568362236023,
     1.0,
 )
+_SHARES = (1.0, 0.9)  # of a group's largest magnitude, tried as its scale
 NF4_ZERO = NF4.index(0.0)
 
 
@@ -37,17 +38,24 @@ def int8_of(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def nf4_of(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(N, K) to codes uint8 (N, K), group scales uint8 (N, K/64) and row scale (N,).
 
-    weight = NF4[code] * row_scale * group_scale / 255: each group's largest magnitude, itself in 8 bits of its row's.
+    weight = NF4[code] * row_scale * group_scale / 255: a group's scale, itself in 8 bits of its row's largest. Of a few
+    scales from the group's largest magnitude downwards each group takes the one of the least squared error.
     """
     groups = F.pad(weight, (0, -weight.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
     largest = groups.abs().amax(2)
     row_scale = largest.amax(1).clamp_min(torch.finfo(torch.float32).tiny)
-    # rounded up, so that no number falls outside [-1, 1]
-    group_scale = (largest / row_scale[:, None] * 255).ceil().clamp_(0, 255).to(torch.uint8)
-    scale = row_scale[:, None] * (group_scale.float() / 255)
-    relative = groups / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, :, None]
+    best = torch.full_like(largest, torch.inf)
+    codes, group_scale = torch.zeros_like(groups, dtype=torch.uint8), torch.zeros_like(largest, dtype=torch.uint8)
     table = torch.tensor(NF4, device=weight.device)
-    codes = torch.bucketize(relative, (table[1:] + table[:-1]) / 2).to(torch.uint8)
+    for share in _SHARES:
+        scale_codes = (largest / row_scale[:, None] * (255 * share)).ceil()
+        scale = (row_scale[:, None] * (scale_codes / 255))[:, :, None]
+        tried = torch.bucketize(groups / scale.clamp_min(torch.finfo(torch.float32).tiny), (table[1:] + table[:-1]) / 2)
+        error = (table[tried] * scale - groups).square_().sum(2)
+        better = error < best
+        best = torch.where(better, error, best)
+        codes = torch.where(better[:, :, None], tried.to(torch.uint8), codes)
+        group_scale = torch.where(better, scale_codes.to(torch.uint8), group_scale)
     return codes.flatten(1)[:, : weight.shape[1]], group_scale, row_scale
 
 

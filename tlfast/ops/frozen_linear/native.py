@@ -10,7 +10,7 @@ from .weight import FrozenWeight
 
 # enum tl_activation and tl_weight_format in csrc/tlfast.h
 _ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "quick_gelu": 2, "relu": 3, "silu": 4, "none": 5}
-_FORMATS = {"bf16": 0, "int8": 1, "nf4": 2}
+_FORMATS = {"bf16": 0, "int8": 1, "nf4": 2, "int8_weight_only": 3}
 
 
 def frozen_linear(x: torch.Tensor, weight: FrozenWeight, activation: str, out_dtype: torch.dtype) -> torch.Tensor:

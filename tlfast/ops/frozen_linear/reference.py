@@ -20,10 +20,10 @@ ACTIVATE = {
 
 def frozen_linear(x: torch.Tensor, weight: FrozenWeight, activation: str, out_dtype: torch.dtype) -> torch.Tensor:
     inputs = x.float()
-    if weight.precision in ("bf16", "nf4"):
+    if weight.precision in ("bf16", "nf4", "int8_weight_only"):
         inputs = inputs.bfloat16().float()
     matrix = weight.value()
-    if weight.precision == "nf4":
+    if weight.precision in ("nf4", "int8_weight_only"):
         matrix = matrix.bfloat16().float()
     if weight.precision == "int8":
         values, scale = quantise_rows(inputs, weight.smooth, impl="reference")

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from .formats import GROUP, NF4_ZERO, int8_of, nf4_of, nf4_value
 from .panels import PANEL, from_panels, padded, to_panels
 
-PRECISIONS = ("fp32", "bf16", "int8", "nf4")
+PRECISIONS = ("fp32", "bf16", "int8", "int8_weight_only", "nf4")
 
 
 @dataclass(frozen=True)
 class FrozenWeight:
     """W (N outputs, K inputs) and bias (N,) in one of `PRECISIONS`, in the order in which kernels read them.
 
-    values: "fp32": W itself, row-major. Others in panels (panels.py): "bf16", "int8", and codes of "nf4", two a byte.
-    scale: float32, an output's ("int8", "nf4"). group_scale: uint8 in 255ths of it, (panels, groups of 64, 32) ("nf4").
+    values: "fp32": W itself, row-major. Others in panels (panels.py): "bf16", "int8" and "int8_weight_only" alike, and
+        codes of "nf4", two a byte.
+    scale: float32, an output's (int8 and nf4). group_scale: uint8 in 255ths of it, (panels, groups of 64, 32) ("nf4").
     smooth: (K,) that multiplies the inputs of "int8" before they are quantised, and divides W; None: ones.
     bias: float32 in whole panels of 32, or None. gated: outputs are gates and what they gate, in turns of 16.
     """
@@ -62,7 +65,7 @@ class FrozenWeight:
             kept["values"] = weight if weight.stride(1) == 1 else weight.contiguous()
         elif precision == "bf16":
             kept["values"] = to_panels(weight.bfloat16(), 2)
-        elif precision == "int8":
+        elif precision in ("int8", "int8_weight_only"):
             values, scale = int8_of(weight if smooth is None else weight / smooth)
             kept |= {"values": to_panels(values, 4), "scale": _whole_panels(scale), "smooth": smooth}
         else:
@@ -90,6 +93,64 @@ class FrozenWeight:
         bias = None if biases is None else _in_turns(*biases)
         both = cls.of(_in_turns(gate, up), bias, precision, smooth)
         return replace(both, gated=True, outputs=2 * gate.shape[0])
+
+    @classmethod
+    def side_by_side(
+        cls,
+        pieces: Sequence[tuple[torch.Tensor, torch.Tensor | None]],
+        precision: str = "bf16",
+        smooth: torch.Tensor | None = None,
+    ) -> list[FrozenWeight]:
+        """Store several (W, b) of the same inputs in one piece of memory, each from a whole panel on.
+
+        `joined` of the result is one weight that gives all their outputs, each filled up to whole panels. "fp32" is
+        stored piece by piece. Raises ValueError as `of` does.
+        """
+        if len(pieces) == 1 or precision == "fp32":
+            return [cls.of(weight, bias, precision, smooth) for weight, bias in pieces]
+        fill = [(0, -len(weight) % PANEL) for weight, _ in pieces]
+        weights = [F.pad(w.detach(), (0, 0, *end)) for (w, _), end in zip(pieces, fill, strict=True)]
+        biases = [
+            F.pad(w.new_zeros(len(w)) if b is None else b.detach(), e) for (w, b), e in zip(pieces, fill, strict=True)
+        ]
+        bias = None if all(b is None for _, b in pieces) else torch.cat(biases)
+        whole, first, found = cls.of(torch.cat(weights), bias, precision, smooth), 0, []
+        for weight, _ in pieces:
+            found.append(whole._panels(first, padded(len(weight)), len(weight)))
+            first += padded(len(weight))
+        return found
+
+    @classmethod
+    def joined(cls, pieces: Sequence[FrozenWeight]) -> FrozenWeight | None:
+        """The weight that gives the outputs of several from `side_by_side` at once, each filled up to whole panels.
+
+        None where they do not lie side by side in memory, or one of them only has a bias.
+        """
+        if len(pieces) == 1:
+            return pieces[0]
+        head = pieces[0]
+        joined: dict[str, Any] = {}
+        for name in ("values", "scale", "group_scale", "bias"):
+            tensors = [getattr(piece, name) for piece in pieces]
+            if all(tensor is None for tensor in tensors):
+                continue
+            end = 0
+            for tensor in tensors:
+                if tensor is None or (end and tensor.data_ptr() != end) or head.precision == "fp32":
+                    return None
+                end = tensor.data_ptr() + tensor.nbytes
+            shape = (sum(len(tensor) for tensor in tensors), *tensors[0].shape[1:])
+            joined[name] = tensors[0].as_strided(shape, tensors[0].stride())
+        return replace(head, outputs=sum(padded(piece.outputs) for piece in pieces), **joined)
+
+    def _panels(self, first: int, count: int, outputs: int) -> FrozenWeight:
+        """A view of the outputs from `first`, a whole panel's, on."""
+        panels, rows = slice(first // PANEL, (first + count) // PANEL), slice(first, first + count)
+        group_scale = None if self.group_scale is None else self.group_scale[panels]
+        scale = None if self.scale is None else self.scale[rows]
+        bias = None if self.bias is None else self.bias[rows]
+        values = self.values[panels]
+        return replace(self, outputs=outputs, values=values, scale=scale, group_scale=group_scale, bias=bias)
 
     @property
     def width(self) -> int:
@@ -126,7 +187,7 @@ class FrozenWeight:
             return from_panels(self.values, rows, self.inputs).float()
         assert self.scale is not None
         scale = self.scale[:rows]
-        if self.precision == "int8":
+        if self.precision in ("int8", "int8_weight_only"):
             return from_panels(self.values, rows, self.inputs).float() * scale[:, None]
         assert self.group_scale is not None
         codes = from_panels(torch.stack((self.values & 15, self.values >> 4), dim=-1), rows, self.inputs)
@@ -136,19 +197,19 @@ class FrozenWeight:
 
 def _whole_panels(vector: torch.Tensor) -> torch.Tensor:
     """(N,) in float32, with zeros to whole panels."""
-    return torch.nn.functional.pad(vector.detach().float(), (0, -len(vector) % PANEL)).contiguous()
+    return F.pad(vector.detach().float(), (0, -len(vector) % PANEL)).contiguous()
 
 
 def _group_panels(group_scale: torch.Tensor) -> torch.Tensor:
     """(N, K/64) to (panels, K/64, 32)."""
-    rows = torch.nn.functional.pad(group_scale, (0, 0, 0, -len(group_scale) % PANEL))
+    rows = F.pad(group_scale, (0, 0, 0, -len(group_scale) % PANEL))
     return rows.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
 
 
 def _in_turns(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """Rows of both, 16 of one and then 16 of the other; each filled up to whole turns with zeros."""
     half = PANEL // 2
-    sides = [torch.nn.functional.pad(x.detach(), (*(0, 0) * (x.dim() - 1), 0, -len(x) % half)) for x in (gate, up)]
+    sides = [F.pad(x.detach(), (*(0, 0) * (x.dim() - 1), 0, -len(x) % half)) for x in (gate, up)]
     return torch.stack([side.unflatten(0, (-1, half)) for side in sides], dim=1).flatten(0, 2)
 
 

@@ -64,6 +64,34 @@ struct FourBit {  // [step][2 tiles][16 groups][16 columns] bytes, the first of 
   }
 };
 
+// int8 as it is stored for int8 products, [step of 64][2 tiles][16 groups of 4][16 columns][4], to two steps of bf16.
+struct EightBit {
+  static constexpr int64_t scratch_bytes(int64_t steps) { return parts(steps, 2) * 4 * TILE_BYTES; }
+  static const uint8_t *panel(const Layer &layer, int64_t panel, int64_t steps, uint8_t *to) {
+    const int64_t wide_steps = parts(steps, 2);
+    const auto *values = static_cast<const int8_t *>(layer.weight) + panel * wide_steps * 2 * TILE_BYTES;
+    for (int64_t tile = 0; tile < 2 * wide_steps; ++tile)
+      for (int64_t group = 0; group < 16; ++group) {
+        const int64_t step = tile / 2 * 2 + group / 8, pair = group % 8 * 2;
+        uint8_t *first = to + (step * 2 + tile % 2) * TILE_BYTES + pair * STEP_BYTES;
+        unpack(values + tile * TILE_BYTES + group * STEP_BYTES, layer.scale + panel * PANEL + tile % 2 * TILE_SIDE, first);
+      }
+    return to;
+  }
+  // Four numbers of each of 16 columns to two groups of two.
+  static inline void unpack(const int8_t *values, const float *scale, uint8_t *to) {
+    float numbers[2][2 * TILE_SIDE];
+    for (int64_t half = 0; half < 2; ++half)
+#pragma omp simd
+      for (int64_t n = 0; n < TILE_SIDE; ++n) {
+        numbers[half][2 * n] = static_cast<float>(values[4 * n + 2 * half]) * scale[n];
+        numbers[half][2 * n + 1] = static_cast<float>(values[4 * n + 2 * half + 1]) * scale[n];
+      }
+    round_step(reinterpret_cast<tl_bf16 *>(to), numbers[0]);
+    round_step(reinterpret_cast<tl_bf16 *>(to + STEP_BYTES), numbers[1]);
+  }
+};
+
 template <class Type>
 static inline void multiply_strip(typename Type::Sum *sums, const Left &left, int64_t row_tile, int64_t row_tiles,
                                   const uint8_t *panel) {
@@ -86,11 +114,11 @@ static int multiply(const Layer &layer, const Left &left) {
     const int64_t first_tile = task % deal.row_chunks * deal.chunk_strips * 2;
     const int64_t last_tile = std::min(layer.row_tiles(), first_tile + deal.chunk_strips * 2);
     const int64_t scratch_bytes = Panels::scratch_bytes(left.steps);
-    ScratchOf<uint8_t> scratch(64 + scratch_bytes * (last_panel - first_panel));
-    if (scratch.data == nullptr) return failed.store(true);
+    uint8_t *scratch = kept_scratch<2>(64 + scratch_bytes * (last_panel - first_panel));
+    if (scratch == nullptr) return failed.store(true);
     const uint8_t *panels[GROUP_BYTES / (2 * TILE_BYTES)];
     for (int64_t p = first_panel; p < last_panel; ++p)
-      panels[p - first_panel] = Panels::panel(layer, p, left.steps, scratch.data + (p - first_panel) * scratch_bytes);
+      panels[p - first_panel] = Panels::panel(layer, p, left.steps, scratch + (p - first_panel) * scratch_bytes);
     [[maybe_unused]] const MatrixUnit unit;
     alignas(64) typename Type::Sum sums[STRIP * PANEL];
     for (int64_t tile = first_tile; tile < last_tile; tile += 2)
@@ -123,6 +151,8 @@ int tl_linear_cpu(const void *x, const void *weight, const float *scale, const u
       return with_rows<Rows::Quantised>(layer, [&](const Left &left) { return run<Int8, InPlace>(layer, left); });
     case TL_WEIGHT_NF4:
       return with_rows<Rows::Rounded>(layer, [&](const Left &left) { return run<Bf16, FourBit>(layer, left); });
+    case TL_WEIGHT_INT8_ONLY:
+      return with_rows<Rows::Rounded>(layer, [&](const Left &left) { return run<Bf16, EightBit>(layer, left); });
     default:
       return tl_fail(TL_BAD_ARGUMENT, "unknown weight format code %d", format);
   }

@@ -22,7 +22,7 @@ namespace {
 static constexpr int64_t PANEL = 2 * TILE_SIDE, STRIP = 2 * TILE_SIDE;
 static constexpr int64_t GROUP_BYTES = 1 << 20;  // of panels that a task keeps in L2
 
-static inline int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
+static constexpr int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 struct Layer {
   const void *x, *weight;
@@ -115,10 +115,11 @@ static inline void quantise_row(const float *row, const Left &left, int64_t i) {
 enum class Rows { Rounded, Quantised, Split };
 
 template <Rows Kind, class X>
-static void lay_out_rows(const Layer &layer, const Left &left, int64_t row_tile) {
+static bool lay_out_rows(const Layer &layer, const Left &left, int64_t row_tile) {
   constexpr int64_t step = Kind == Rows::Quantised ? Int8::step : Bf16::step;
   const int64_t padded = left.steps * step, first = row_tile * TILE_SIDE;
-  Scratch row(padded);
+  auto *row = reinterpret_cast<float *>(kept_scratch<1>(4 * padded));
+  if (row == nullptr) return false;
   for (int64_t i = first; i < first + TILE_SIDE; ++i) {
     const bool real = i < layer.rows;
     const X *x = static_cast<const X *>(layer.x) + (real ? i : 0) * layer.x_stride;
@@ -129,13 +130,14 @@ static void lay_out_rows(const Layer &layer, const Left &left, int64_t row_tile)
         continue;
       }
     }
-    read_row(row.data, x, layer.smooth, real ? layer.inputs : 0, padded);
-    if constexpr (Kind == Rows::Rounded) round_row(row.data, left, i);
-    if constexpr (Kind == Rows::Quantised) quantise_row(row.data, left, i);
+    read_row(row, x, layer.smooth, real ? layer.inputs : 0, padded);
+    if constexpr (Kind == Rows::Rounded) round_row(row, left, i);
+    if constexpr (Kind == Rows::Quantised) quantise_row(row, left, i);
 #if defined(__AMX_TILE__)
-    if constexpr (Kind == Rows::Split) split_row(row.data, left, i);
+    if constexpr (Kind == Rows::Split) split_row(row, left, i);
 #endif
   }
+  return true;
 }
 
 // ---- what is done to a block of sums ----
@@ -238,18 +240,19 @@ static int with_rows(const Layer &layer, Body body) {
   const int64_t step = Kind == Rows::Quantised ? Int8::step : Bf16::step, planes = Kind == Rows::Split ? 3 : 1;
   const int64_t steps = parts(layer.inputs, step), plane_bytes = layer.row_tiles() * steps * TILE_BYTES;
   const int64_t padded_rows = layer.row_tiles() * TILE_SIDE;
-  ScratchOf<uint8_t> tiles(planes * plane_bytes + 64);
-  ScratchOf<float> scale(padded_rows);
-  ScratchOf<int32_t> sums(padded_rows);
-  if (tiles.data == nullptr || scale.data == nullptr || sums.data == nullptr)
+  uint8_t *tiles = kept_scratch<0>(planes * plane_bytes + 8 * padded_rows);
+  if (tiles == nullptr)
     return tl_fail(TL_OUT_OF_MEMORY, "linear: no memory for %lld rows of %lld numbers", (long long)layer.rows,
                    (long long)layer.inputs);
-  auto *aligned = reinterpret_cast<uint8_t *>((reinterpret_cast<uintptr_t>(tiles.data) + 63) & ~uintptr_t{63});
-  const Left left{aligned, scale.data, Kind == Rows::Quantised ? sums.data : nullptr, steps, plane_bytes};
+  auto *scale = reinterpret_cast<float *>(tiles + planes * plane_bytes);
+  auto *sums = reinterpret_cast<int32_t *>(scale + padded_rows);
+  const Left left{tiles, scale, Kind == Rows::Quantised ? sums : nullptr, steps, plane_bytes};
   const int status = with_layer_dtype(layer.x_dtype, [&](auto x) {
-    parallel_for(layer.row_tiles(), layer.threads,
-                 [&](int64_t tile) { lay_out_rows<Kind, decltype(x)>(layer, left, tile); });
-    return static_cast<int>(TL_OK);
+    std::atomic<bool> failed{false};
+    parallel_for(layer.row_tiles(), layer.threads, [&](int64_t tile) {
+      if (!lay_out_rows<Kind, decltype(x)>(layer, left, tile)) failed = true;
+    });
+    return failed ? tl_fail(TL_OUT_OF_MEMORY, "linear: no memory for a row of x") : static_cast<int>(TL_OK);
   });
   return status == TL_OK ? body(left) : status;
 }

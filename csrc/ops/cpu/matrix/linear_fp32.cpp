@@ -57,9 +57,8 @@ static int multiply_split(const Layer &layer, int64_t weight_stride, const Left 
     const int64_t last_panel = std::min(layer.panels(), first_panel + deal.group_panels);
     const int64_t first_tile = task % deal.row_chunks * deal.chunk_strips * 2;
     const int64_t last_tile = std::min(layer.row_tiles(), first_tile + deal.chunk_strips * 2);
-    ScratchOf<uint8_t> scratch(64 + panel_bytes * (last_panel - first_panel));
-    if (scratch.data == nullptr) return failed.store(true);
-    auto *panels = reinterpret_cast<uint8_t *>((reinterpret_cast<uintptr_t>(scratch.data) + 63) & ~uintptr_t{63});
+    uint8_t *panels = kept_scratch<2>(panel_bytes * (last_panel - first_panel));
+    if (panels == nullptr) return failed.store(true);
     const MatrixUnit unit;
     alignas(64) float sums[STRIP * PANEL];
     for (int64_t step = 0; step < left.steps; step += block_steps) {

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from .families import find_family
+from .calibration import smoothing
+from .families import Family, find_family
 from .frozen import FrozenBackbone
+from .prepare import prepared_copy, weight_errors
 from .stack import find_stacks
 
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "bf16", "int8", "nf4")
 _TWO_TOWERS = ("clip", "siglip")
 
 
@@ -30,18 +32,22 @@ def freeze(
         give (B, S, D). A head for classification is not run; a language model's (AutoModelForCausalLM,
         AutoModelForSeq2SeqLM) is kept for the tasks that need it. Its parameters are shared, get requires_grad=False,
         and the model goes to eval mode, as in peft.
-    precision: "fp32": the model's own float32 weights.
+    precision: "fp32": the model's own float32 weights, shared. "bf16", "int8", "nf4": the linear layers of its blocks
+        and its embeddings are stored once more in fewer bits (embeddings in int8 for "int8" and "nf4"), and the model
+        that was given is left as it is and no longer needed. Blocks of most families then run over packed tokens;
+        `describe()` says which, and why not the others.
     taps: "all", or indices of the blocks whose outputs are wanted; negative ones count from the end. For an
         encoder-decoder they count in each of the two.
-    calibration: only for quantised precisions, of which there are none yet; must be None.
+    calibration: for "int8": batches of the model's inputs, from which the sizes of the activations' columns are read;
+        None reads them from random tokens or noise.
     blocks: dotted path of the list of blocks, for a model in which the longest list is not the one to tap.
     Raises ValueError for a model without such a list, an unknown precision or block, and TypeError for a model in
     another dtype.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision: {precision!r} is not available; allowed: {', '.join(map(repr, PRECISIONS))}")
-    if calibration is not None:
-        raise ValueError("calibration: only quantised precisions are calibrated, and fp32 is not; pass None")
+    if calibration is not None and precision != "int8":
+        raise ValueError(f"calibration: only int8 is calibrated, and {precision} is not; pass None")
     if isinstance(model, FrozenBackbone):
         raise TypeError("model: is already frozen; use it as it is, or with_taps() for other blocks")
     if not isinstance(model, nn.Module):
@@ -53,10 +59,38 @@ def freeze(
     wrong = next(((n, p.dtype) for n, p in kept.named_parameters() if p.dtype != torch.float32), None)
     if wrong is not None:
         raise TypeError(
-            f'model: {wrong[0]} is {wrong[1]}, but precision="fp32" takes torch.float32; call model.float()'
+            f"model: {wrong[0]} is {wrong[1]}, but freeze takes torch.float32 and stores it as precision says; "
+            "call model.float()"
         )
     stacks = find_stacks(base, family, blocks, lambda _name, count: resolve_layers("taps", taps, count))
-    return FrozenBackbone(kept.requires_grad_(False), stacks, precision)
+    plain = FrozenBackbone(kept.requires_grad_(False), stacks, "fp32")
+    return plain if precision == "fp32" else _prepared(plain, family, blocks, precision, calibration)
+
+
+def _prepared(
+    plain: FrozenBackbone, family: Family | None, blocks: str | None, precision: str, calibration: Iterable | None
+) -> FrozenBackbone:
+    """The same backbone with its weights stored in fewer bits; its fingerprint is that of the weights it came from."""
+    batches = None if calibration is None else _check_calibration(calibration)
+    smooth = smoothing(plain.base, plain.stacks, batches) if precision == "int8" else {}
+    kept = prepared_copy(plain.model, plain.stacks, precision, smooth)
+    base = getattr(kept, "base_model", kept)
+    stacks = find_stacks(base, family, blocks, lambda name, _count: plain.stacks[name].taps)
+    errors = {name: weight_errors(plain.stacks[name], stack) for name, stack in stacks.items()}
+    return FrozenBackbone(kept, stacks, precision, plain.fingerprint(), errors)
+
+
+def _check_calibration(calibration: Iterable) -> list[dict[str, torch.Tensor]]:
+    batches = list(calibration)
+    if not batches:
+        raise ValueError("calibration: there is no batch in it; pass at least one, or None")
+    for batch in batches:
+        if not isinstance(batch, Mapping) or not all(isinstance(value, torch.Tensor) for value in batch.values()):
+            raise ValueError(
+                f"calibration: a batch is a {type(batch).__name__}; pass dicts of tensors as the model takes them, "
+                "such as tokenizer(texts, padding=True, return_tensors='pt')"
+            )
+    return [{key: value for key, value in batch.items() if key != "labels"} for batch in batches]
 
 
 def resolve_layers(argument: str, layers: str | Sequence[int], count: int) -> tuple[int, ...]:

@@ -1,0 +1,91 @@
+"""Frozen layers whose weights are stored in fewer bits, in the place of nn.Linear and nn.Embedding."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from ..ops.frozen_linear import FrozenWeight, frozen_linear
+from ..ops.frozen_linear.formats import int8_of
+
+
+class FrozenLinear(nn.Module):
+    """y = x W^T + b with W stored once in "fp32", "bf16", "int8" or "nf4"; nothing in it is trained.
+
+    x: (..., K) in float32 or bfloat16. Returns (..., N) in the dtype of x. Builds no graph: an input that requires a
+    gradient is refused by ValueError. weight and bias give W and b in float32, as they are stored.
+    """
+
+    def __init__(self, stored: FrozenWeight) -> None:
+        super().__init__()
+        self.precision, self.out_features, self.in_features = stored.precision, stored.outputs, stored.inputs
+        for name in ("values", "scale", "group_scale", "smooth", "offset"):
+            tensor = stored.bias if name == "offset" else getattr(stored, name)
+            self.register_buffer(name, tensor)
+
+    @classmethod
+    def of(cls, linear: nn.Linear, precision: str = "int8", smooth: torch.Tensor | None = None) -> Self:
+        """Store a linear layer in float32. Raises ValueError as `FrozenWeight.of` does."""
+        return cls(FrozenWeight.of(linear.weight, linear.bias, precision, smooth))
+
+    @property
+    def stored(self) -> FrozenWeight:
+        """The weight and bias as the operation takes them."""
+        own: Any = self
+        return FrozenWeight(
+            self.precision,
+            self.out_features,
+            self.in_features,
+            own.values,
+            own.scale,
+            own.group_scale,
+            own.smooth,
+            own.offset,
+        )
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """(N, K) in float32: what is stored."""
+        return self.stored.value()
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """(N,) in float32, or None."""
+        return self.stored.bias_value()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return frozen_linear(x, self.stored)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, precision={self.precision}"
+
+
+class FrozenEmbedding(nn.Module):
+    """A table of V rows of width D in bfloat16, or in int8 with a scale a row; gives float32."""
+
+    def __init__(self, embedding: nn.Embedding, precision: str) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
+        self.padding_idx = embedding.padding_idx
+        rows = embedding.weight.detach()
+        if not torch.isfinite(rows).all():
+            raise ValueError("an embedding holds NaN or infinity: it cannot be stored; look where the model comes from")
+        values, scale = (rows.bfloat16(), None) if precision == "bf16" else int8_of(rows)
+        self.register_buffer("values", values)
+        self.register_buffer("scale", scale)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """(V, D) in float32: what is stored."""
+        return self._rows(slice(None))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """(...) int to (..., D)."""
+        return self._rows(ids)
+
+    def _rows(self, ids: Any) -> torch.Tensor:
+        own: Any = self
+        rows = own.values[ids].float()
+        return rows if own.scale is None else rows * own.scale[ids][..., None]
