@@ -8,8 +8,8 @@ import torch
 pytest.importorskip("triton")
 
 from tests.budget import assert_within_budget
+from tests.ops.interpreter import interpreted
 from tests.ops.linear_cases import ACTIVATIONS, nf4, plain_nf4, plain_quantised, quantised
-from tests.ops.test_rung import interpreted
 from tlfast.ops.frozen_linear import triton as kernels
 
 pytestmark = [interpreted, pytest.mark.usefixtures("poisoned")]

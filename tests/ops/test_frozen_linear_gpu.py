@@ -1,0 +1,101 @@
+"""The frozen linear kernels on a GPU: against float64, within the error of PyTorch's own products there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from tests.budget import assert_within_budget
+from tests.ops.linear_cases import ACTIVATIONS, nf4, plain_nf4, plain_quantised, quantised
+from tlfast.ops.frozen_linear import triton as kernels
+
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
+
+FP8 = torch.float8_e4m3fn
+HALF = [torch.bfloat16, torch.float16]
+# every tile is taken: tall and flat, few rows and many; odd rows and outputs
+SHAPES = [(1, 4096, 4096), (16, 14336, 4096), (63, 1153, 784), (800, 384, 1536), (2048, 768, 768), (4099, 6144, 4096)]
+needs_fp8 = pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0), reason="no fp8 below capability 9.0"
+)
+
+
+@pytest.mark.parametrize("out_dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int8(shape, out_dtype):
+    inputs = quantised(*shape, torch.int8, device="cuda")
+    exact = plain_quantised(inputs, "none", torch.float64, torch.float64)
+    # a float32 product would round sums that are exact here: the formula in float64, rounded once, is the standard
+    plain = exact.to(out_dtype)
+    assert_within_budget("int8", kernels.int8_linear(*inputs, "none", out_dtype), plain, exact, 4 * rounding(exact))
+
+
+@needs_fp8
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[1] % 16 == 0])
+def test_fp8(shape):
+    inputs = quantised(*shape, FP8, bias=False, device="cuda")
+    values, row_scale, weight, weight_scale, _ = inputs
+    plain = torch._scaled_mm(
+        values,
+        weight.T,
+        scale_a=row_scale[:, None],
+        scale_b=weight_scale[None],
+        out_dtype=torch.bfloat16,
+        use_fast_accum=True,
+    )
+    exact = plain_quantised(inputs, "none", torch.float64, torch.float64)
+    assert_within_budget("fp8", kernels.fp8_linear(*inputs, "none", torch.bfloat16), plain, exact)
+
+
+@needs_fp8
+def test_fp8_odd_outputs():
+    inputs = quantised(63, 1153, 784, FP8, device="cuda")
+    even = [tensor if tensor.shape[0] == 63 else tensor[:1152] for tensor in inputs]
+    y = kernels.fp8_linear(*inputs, "gelu", torch.float32)
+    assert torch.isfinite(y).all()
+    torch.testing.assert_close(y[:, :1152], kernels.fp8_linear(*even, "gelu", torch.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("shape", [shape if shape[2] % 64 == 0 else (*shape[:2], 832) for shape in SHAPES])
+def test_nf4(shape, dtype):
+    inputs = nf4(*shape, dtype, device="cuda")
+    ours, plain = kernels.nf4_linear(*inputs, "none"), plain_nf4(inputs, "none", dtype)
+    assert_within_budget("nf4", ours, plain, plain_nf4(inputs, "none", torch.float64))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", HALF)
+def test_activations(dtype, activation):
+    inputs = quantised(300, 768, 384, torch.int8, device="cuda")
+    exact = plain_quantised(inputs, activation, torch.float64, torch.float64)
+    plain = plain_quantised(inputs, activation, dtype)
+    assert_within_budget(f"int8 {activation}", kernels.int8_linear(*inputs, activation, dtype), plain, exact)
+    inputs = nf4(300, 768, 384, dtype, device="cuda")
+    exact = plain_nf4(inputs, activation, torch.float64)
+    assert_within_budget(
+        f"nf4 {activation}", kernels.nf4_linear(*inputs, activation), plain_nf4(inputs, activation, dtype), exact
+    )
+
+
+def test_offsets_beyond_32_bits():
+    if torch.cuda.mem_get_info()[0] < 16 * 2**30:
+        pytest.skip("needs 16 GiB of free GPU memory")
+    rows, depth = 2**17 + 8, 2**15
+    values = torch.zeros(rows, depth, dtype=torch.int8, device="cuda")
+    values[-1] = 1
+    weight, ones = torch.ones(16, depth, dtype=torch.int8, device="cuda"), torch.ones(rows, device="cuda")
+    y = kernels.int8_linear(values, ones, weight, ones[:16], None, "none", torch.float32)
+    assert not y[:-1].any() and (y[-1] == depth).all()
+
+
+def test_same_bits_every_time():
+    inputs = nf4(16, 4096, 4096, torch.bfloat16, device="cuda")
+    assert torch.equal(kernels.nf4_linear(*inputs, "gelu"), kernels.nf4_linear(*inputs, "gelu"))
+
+
+def rounding(exact: torch.Tensor) -> torch.Tensor:
+    """One rounding to float32, which happens four times: the sum, two scales and the bias."""
+    return exact.abs() * torch.finfo(torch.float32).eps
