@@ -43,6 +43,11 @@ def results(tmp_path):
     return folder
 
 
+def test_the_static_report_is_no_machines_results(results):
+    (results / tables.STATIC).write_text("{}")
+    assert set(tables.load_results(results)) == {"cpu", "gpu"}
+
+
 def test_figures_have_one_line_a_row_and_name_the_machines(results):
     assert tables.figures(tables.load_results(results)).splitlines() == [
         "| What | tlfast | Beside it | Command | Machine |",

@@ -18,16 +18,17 @@ from ..data import InputError
 from .comparison import console_table, verdict
 
 COLUMNS = {"what": "What", "ours": "tlfast", "peer": "Beside it", "how": "Command"}
+STATIC = "static.json"  # written by tests/aot/test_static_report.py
 _DEMO_WIDTH = 100
 
 
 def load_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every results file by its name without .json, in alphabetical order.
+    """Every results file by its name without .json, in alphabetical order; not the static report, which no machine ran.
 
     Raises InputError for a file that is not what pytest-benchmark writes.
     """
     results = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(set(folder.glob("*.json")) - {folder / STATIC}):
         results[path.stem] = read_results(path)
     return results
 
