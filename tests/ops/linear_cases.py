@@ -21,18 +21,17 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 def quantised(
     rows: int, outputs: int, depth: int, dtype: torch.dtype, bias: bool = True, device: str = "cpu", seed: int = 0
-) -> tuple[torch.Tensor, ...]:
+) -> tuple[torch.Tensor | None, ...]:
     """values, row_scale, weight, weight_scale, bias of a layer whose outputs are of order one."""
-    generator = torch.Generator().manual_seed(seed)
-    x, w = torch.randn(rows, depth, generator=generator), torch.randn(outputs, depth, generator=generator)
+    on = {"generator": torch.Generator(device).manual_seed(seed), "device": device}
+    x, w = torch.randn(rows, depth, **on), torch.randn(outputs, depth, **on)
     largest = 127.0 if dtype == torch.int8 else 448.0
     tensors = []
     for numbers, size in ((x, 1.0), (w, depth**-0.5)):
         scale = numbers.abs().amax(1) / largest
         scaled = numbers / scale[:, None]
         tensors += [(scaled.round() if dtype == torch.int8 else scaled).to(dtype), scale * size]
-    tensors.append(torch.randn(outputs, generator=generator) if bias else None)
-    return tuple(None if tensor is None else tensor.to(device) for tensor in tensors)
+    return (*tensors, torch.randn(outputs, **on) if bias else None)
 
 
 def plain_quantised(
@@ -46,18 +45,17 @@ def plain_quantised(
 
 def nf4(
     rows: int, outputs: int, depth: int, dtype: torch.dtype, bias: bool = True, device: str = "cpu", seed: int = 0
-) -> tuple[torch.Tensor, ...]:
+) -> tuple[torch.Tensor | None, ...]:
     """x, codes, group_scale_codes, row_scale, bias; every code and group scale occurs."""
-    generator = torch.Generator().manual_seed(seed)
+    on = {"generator": torch.Generator(device).manual_seed(seed), "device": device}
 
     def bytes_of(*size: int) -> torch.Tensor:
-        return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+        return torch.randint(0, 256, size, dtype=torch.uint8, **on)
 
-    x = torch.randn(rows, depth, generator=generator).to(dtype)
-    scale = (torch.rand(outputs, generator=generator) + 0.5) * 3 * depth**-0.5
-    added = torch.randn(outputs, generator=generator) if bias else None
-    tensors = (x, bytes_of(outputs, depth // 2), bytes_of(outputs, depth // 64), scale, added)
-    return tuple(None if tensor is None else tensor.to(device) for tensor in tensors)
+    x = torch.randn(rows, depth, **on).to(dtype)
+    scale = (torch.rand(outputs, **on) + 0.5) * 3 * depth**-0.5
+    added = torch.randn(outputs, **on) if bias else None
+    return x, bytes_of(outputs, depth // 2), bytes_of(outputs, depth // 64), scale, added
 
 
 def nf4_weight(inputs: tuple, dtype: torch.dtype) -> torch.Tensor:
