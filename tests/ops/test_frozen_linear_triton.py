@@ -11,6 +11,7 @@ from tests.budget import assert_within_budget
 from tests.ops.interpreter import interpreted
 from tests.ops.linear_cases import ACTIVATIONS, nf4, plain_nf4, plain_quantised, quantised
 from tlfast.ops.frozen_linear import triton as kernels
+from tlfast.ops.frozen_linear.formats import NF4
 
 pytestmark = [interpreted, pytest.mark.usefixtures("poisoned")]
 
@@ -98,9 +99,7 @@ def test_nf4_numbers_are_the_quantiles():
         return torch.special.ndtri(torch.linspace(0.9677083, 0.5, count, dtype=torch.float64))[:-1]
 
     numbers = torch.cat((quantiles(9), torch.zeros(1, dtype=torch.float64), -quantiles(8))).sort().values
-    torch.testing.assert_close(
-        torch.tensor(kernels.NF4, dtype=torch.float64), numbers / numbers.max(), rtol=0, atol=3e-7
-    )
+    torch.testing.assert_close(torch.tensor(NF4, dtype=torch.float64), numbers / numbers.max(), rtol=0, atol=3e-7)
 
 
 def test_rows_may_be_strided():

@@ -12,18 +12,12 @@ import torch
 import triton
 import triton.language as tl
 
+from .formats import NF4
+
 # Programs a launch aims at, the multiprocessors of a large GPU: smaller tiles are taken where larger ones are fewer.
 _PROGRAMS = 132
 # Rows of tiles that run together: a column of tiles reads their part of x again and again, from the L2 cache.
 _GROUP = 8
-
-# The 16 numbers of nf4: quantiles of a normal distribution, scaled to [-1, 1], with an exact 0.
-NF4 = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
-    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
-    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)  # fmt: skip
 
 
 @triton.jit
