@@ -47,6 +47,7 @@ def test_sections_are_in_their_order():
         "What works today",
         "Language models",
         "Many ladders, one forward",
+        "A frozen forward in fewer bits",
         "Sentence embeddings",
         "More than one process",
         "Figures",
