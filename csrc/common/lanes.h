@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "dtype.h"
+#include "inline.h"
 #if defined(__F16C__)
 #include <immintrin.h>
 #endif
@@ -20,7 +21,6 @@
 #else
 #define TL_WIDE 4
 #endif
-#define TL_INLINE __attribute__((always_inline))
 
 namespace {
 

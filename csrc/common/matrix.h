@@ -95,9 +95,11 @@ static inline void finish_writes() { __asm__ volatile("" ::: "memory"); }
     _tile_dpbf16ps(c, a, b);                    \
   }
 
-// sums[16 Rows][16 Columns], row-major = sum over steps of left x right. row_sums is not needed here.
-template <class Type, int Rows, int Columns>
-static inline void multiply_tiles(typename Type::Sum *sums, Tiles left, Tiles right, int64_t steps, const int32_t *) {
+// sums[16 Rows][16 Columns], row-major = sum over steps of left x right. row_sums is not needed here. meanwhile(step) is
+// called after each step: what it does runs beside the products, which leave the vector units idle.
+template <class Type, int Rows, int Columns, class Meanwhile>
+static inline void multiply_tiles(typename Type::Sum *sums, Tiles left, Tiles right, int64_t steps, const int32_t *,
+                                  Meanwhile meanwhile) {
   finish_writes();
   _tile_zero(0);
   if constexpr (Columns > 1) _tile_zero(1);
@@ -117,6 +119,7 @@ static inline void multiply_tiles(typename Type::Sum *sums, Tiles left, Tiles ri
       TL_TILE_PRODUCT(2, 5, 6)
     }
     if constexpr (Rows > 1 && Columns > 1) { TL_TILE_PRODUCT(3, 5, 7) }
+    meanwhile(k);
   }
   constexpr int64_t row_bytes = 4 * TILE_SIDE * Columns;
   _tile_stored(0, sums, row_bytes);
@@ -233,9 +236,11 @@ static inline void put(Sum *to, Vector sum) {
 #endif
 
 // sums[16 Rows][16 Columns], row-major = sum over steps of left x right. row_sums: of the left operand's int8 rows.
-template <class Type, int Rows, int Columns>
+// meanwhile(step) is called for each step, before the products: the vector units have no other work to do beside them.
+template <class Type, int Rows, int Columns, class Meanwhile>
 static inline void multiply_tiles(typename Type::Sum *sums, Tiles left, Tiles right, int64_t steps,
-                                  const int32_t *row_sums) {
+                                  const int32_t *row_sums, Meanwhile meanwhile) {
+  for (int64_t k = 0; k < steps; ++k) meanwhile(k);
   using Vector = decltype(start(row_sums, 0, Type{}));
   for (int64_t first = 0; first < Rows * TILE_SIDE; first += ROWS_AT_ONCE) {
     Vector sum[ROWS_AT_ONCE][Columns];
@@ -264,5 +269,11 @@ static inline void multiply_tiles(typename Type::Sum *sums, Tiles left, Tiles ri
 }
 
 #endif
+
+template <class Type, int Rows, int Columns>
+static inline void multiply_tiles(typename Type::Sum *sums, Tiles left, Tiles right, int64_t steps,
+                                  const int32_t *row_sums) {
+  multiply_tiles<Type, Rows, Columns>(sums, left, right, steps, row_sums, [](int64_t) {});
+}
 
 }  // namespace

@@ -39,7 +39,7 @@ def seen(x, weight):
         x = values.double() * scale.double()[:, None]
         x = x if weight.smooth is None else x / weight.smooth.double()
     elif weight.precision != "fp32":
-        x, matrix = x.bfloat16(), matrix.bfloat16()
+        x, matrix = x.bfloat16(), matrix if weight.precision == "int8_weight_only" else matrix.bfloat16()
     return x.double(), matrix.double(), None if bias is None else bias.double()
 
 
@@ -128,8 +128,22 @@ def test_native_rounds_its_output_once(precision, dtype):
         pytest.skip("float32 gives float32")
     x, weight, bias = case(5, 64, 40)
     stored = FrozenWeight.of(weight, bias, precision)
-    whole = frozen_linear(x.to(dtype), stored, "gelu", torch.float32, impl="native")
-    assert torch.equal(frozen_linear(x.to(dtype), stored, "gelu", torch.bfloat16, impl="native"), whole.bfloat16())
+    for activation in ("none", "gelu_tanh", "silu"):
+        whole = frozen_linear(x.to(dtype), stored, activation, torch.float32, impl="native")
+        rounded = frozen_linear(x.to(dtype), stored, activation, torch.bfloat16, impl="native")
+        assert torch.equal(rounded, whole.bfloat16())
+
+
+@native
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
+def test_gelu_for_bfloat16(precision):
+    stored = FrozenWeight.of(torch.eye(32), None, precision)
+    x = torch.linspace(-9.0, 9.0, 20011)[:, None].expand(-1, 32).contiguous()
+    x[::7] *= 1e4
+    exact = F.gelu(frozen_linear(x, stored, out_dtype=torch.float32, impl="native").double())
+    ours = frozen_linear(x, stored, "gelu", torch.bfloat16, impl="native").double()
+    assert ((ours - exact).abs() <= exact.abs() * 2**-8 + 5e-5).all()
+    assert torch.isnan(frozen_linear(torch.full((1, 32), torch.nan), stored, "gelu", torch.bfloat16)).all()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -257,7 +257,8 @@ class FrozenBackbone(nn.Module):
         self, stack: Stack, module: Any, inputs: dict[str, Any], mask: torch.Tensor | None, packed: bool
     ) -> BackboneOutput:
         """One forward whose blocks see tokens alone, without padding."""
-        self.train(False)
+        if self.model.training:
+            self.train(False)
         with torch.no_grad():
             embedding, block_inputs = reach_blocks(stack, module, inputs)
             batch = Batch.of(stack, embedding.shape[:2], mask, block_inputs)

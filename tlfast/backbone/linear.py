@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..ops.frozen_linear import FrozenWeight, frozen_linear
@@ -79,13 +80,12 @@ class FrozenEmbedding(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """(V, D) in float32: what is stored."""
-        return self._rows(slice(None))
+        own: Any = self
+        rows = own.values.float()
+        return rows if own.scale is None else rows * own.scale[:, None]
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """(...) int to (..., D)."""
-        return self._rows(ids)
-
-    def _rows(self, ids: Any) -> torch.Tensor:
         own: Any = self
-        rows = own.values[ids].float()
-        return rows if own.scale is None else rows * own.scale[ids][..., None]
+        rows = F.embedding(ids, own.values).float()
+        return rows if own.scale is None else rows.mul_(F.embedding(ids, own.scale[:, None]))

@@ -29,7 +29,8 @@ def frozen_linear(
         x: (..., K) in float32 or bfloat16; strided views allowed. No gradient.
         weight: of N outputs and K inputs. What the product sees:
             "fp32": x and W in float32.
-            "bf16", "int8_weight_only", "nf4": both rounded to bfloat16, sums in float32.
+            "bf16", "nf4": both rounded to bfloat16, sums in float32.
+            "int8_weight_only": x rounded to bfloat16, W as it is stored, sums in float32.
             "int8": W's rows with a scale each and x's rows with a scale each, sums exact in int32.
         activation: one of `ACTIVATIONS`.
         out_dtype: float32 or bfloat16; None: that of x.

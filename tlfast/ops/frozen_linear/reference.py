@@ -23,7 +23,7 @@ def frozen_linear(x: torch.Tensor, weight: FrozenWeight, activation: str, out_dt
     if weight.precision in ("bf16", "nf4", "int8_weight_only"):
         inputs = inputs.bfloat16().float()
     matrix = weight.value()
-    if weight.precision in ("nf4", "int8_weight_only"):
+    if weight.precision == "nf4":
         matrix = matrix.bfloat16().float()
     if weight.precision == "int8":
         values, scale = quantise_rows(inputs, weight.smooth, impl="reference")

@@ -6,8 +6,11 @@ namespace TL_ISA {
 
 // ---- panels of W as right tiles: [step][2 tiles][1024 bytes] ----
 
+template <Scales Kind>
 struct InPlace {  // bf16 and int8 lie in memory as they are read
+  static constexpr Scales scales = Kind;
   static constexpr int64_t scratch_bytes(int64_t) { return 0; }
+  static constexpr int64_t stored_bytes(int64_t steps) { return steps * 2 * TILE_BYTES; }
   static const uint8_t *panel(const Layer &layer, int64_t panel, int64_t steps, uint8_t *) {
     return static_cast<const uint8_t *>(layer.weight) + panel * steps * 2 * TILE_BYTES;
   }
@@ -31,17 +34,21 @@ static constexpr float NF4[16] = {-1.0f,
                                   1.0f};
 
 struct FourBit {  // [step][2 tiles][16 groups][16 columns] bytes, the first of the two numbers in the low half
+  static constexpr Scales scales = Scales::None;
   static constexpr int64_t scratch_bytes(int64_t steps) { return steps * 2 * TILE_BYTES; }
+  static constexpr int64_t stored_bytes(int64_t steps) { return steps * 512; }
   static const uint8_t *panel(const Layer &layer, int64_t panel, int64_t steps, uint8_t *to) {
     const auto *codes = static_cast<const uint8_t *>(layer.weight) + panel * steps * 512;
     const uint8_t *group_scale = layer.group_scale + panel * parts(steps, 2) * PANEL;
+    float scale[PANEL];
     for (int64_t tile = 0; tile < 2 * steps; ++tile) {
-      float scale[TILE_SIDE];
-      for (int64_t n = 0; n < TILE_SIDE; ++n) {
-        const int64_t column = tile % 2 * TILE_SIDE + n;
-        scale[n] = layer.scale[panel * PANEL + column] * (group_scale[tile / 4 * PANEL + column] / 255.0f);
+      if (tile % 4 == 0) {
+#pragma omp simd
+        for (int64_t n = 0; n < PANEL; ++n)
+          scale[n] = layer.scale[panel * PANEL + n] * (group_scale[tile / 4 * PANEL + n] / 255.0f);
       }
-      for (int64_t group = 0; group < 16; ++group) unpack(codes + tile * 256 + group * 16, scale, to + tile * TILE_BYTES + group * 64);
+      for (int64_t group = 0; group < 16; ++group)
+        unpack(codes + tile * 256 + group * 16, scale + tile % 2 * TILE_SIDE, to + tile * TILE_BYTES + group * 64);
     }
     return to;
   }
@@ -64,47 +71,65 @@ struct FourBit {  // [step][2 tiles][16 groups][16 columns] bytes, the first of 
   }
 };
 
-// int8 as it is stored for int8 products, [step of 64][2 tiles][16 groups of 4][16 columns][4], to two steps of bf16.
+// int8 as it is stored for int8 products, [step of 64][2 tiles][16 groups of 4][16 columns][4], to two steps of bf16. The
+// numbers are whole in bf16: their scale waits for the sums.
 struct EightBit {
+  static constexpr Scales scales = Scales::OfOutputs;
   static constexpr int64_t scratch_bytes(int64_t steps) { return parts(steps, 2) * 4 * TILE_BYTES; }
+  static constexpr int64_t stored_bytes(int64_t steps) { return parts(steps, 2) * 2 * TILE_BYTES; }
   static const uint8_t *panel(const Layer &layer, int64_t panel, int64_t steps, uint8_t *to) {
     const int64_t wide_steps = parts(steps, 2);
-    const auto *values = static_cast<const int8_t *>(layer.weight) + panel * wide_steps * 2 * TILE_BYTES;
+    const auto *values = static_cast<const uint8_t *>(layer.weight) + panel * wide_steps * 2 * TILE_BYTES;
     for (int64_t tile = 0; tile < 2 * wide_steps; ++tile)
       for (int64_t group = 0; group < 16; ++group) {
         const int64_t step = tile / 2 * 2 + group / 8, pair = group % 8 * 2;
-        uint8_t *first = to + (step * 2 + tile % 2) * TILE_BYTES + pair * STEP_BYTES;
-        unpack(values + tile * TILE_BYTES + group * STEP_BYTES, layer.scale + panel * PANEL + tile % 2 * TILE_SIDE, first);
+        unpack(values + tile * TILE_BYTES + group * STEP_BYTES, to + (step * 2 + tile % 2) * TILE_BYTES + pair * STEP_BYTES);
       }
     return to;
   }
   // Four numbers of each of 16 columns to two groups of two.
-  static inline void unpack(const int8_t *values, const float *scale, uint8_t *to) {
-    float numbers[2][2 * TILE_SIDE];
-    for (int64_t half = 0; half < 2; ++half)
+  static TL_INLINE void unpack(const uint8_t *values, uint8_t *to) {
+    for (int64_t half = 0; half < 2; ++half) {
+      uint32_t pairs[TILE_SIDE];
 #pragma omp simd
       for (int64_t n = 0; n < TILE_SIDE; ++n) {
-        numbers[half][2 * n] = static_cast<float>(values[4 * n + 2 * half]) * scale[n];
-        numbers[half][2 * n + 1] = static_cast<float>(values[4 * n + 2 * half + 1]) * scale[n];
+        uint32_t four;
+        std::memcpy(&four, values + 4 * n, sizeof four);
+        const auto first = static_cast<int32_t>(four << (24 - 16 * half)) >> 24;
+        const auto second = static_cast<int32_t>(four << (16 - 16 * half)) >> 24;
+        pairs[n] = tl_float_bits(static_cast<float>(first)) >> 16 | tl_float_bits(static_cast<float>(second));
       }
-    round_step(reinterpret_cast<tl_bf16 *>(to), numbers[0]);
-    round_step(reinterpret_cast<tl_bf16 *>(to + STEP_BYTES), numbers[1]);
+      std::memcpy(to + half * STEP_BYTES, pairs, sizeof pairs);
+    }
   }
 };
 
-template <class Type>
+// Sends for memory that is needed soon, some lines at a time.
+class Ahead {
+ public:
+  Ahead(const uint8_t *from, const uint8_t *end) : at_(from), end_(end) {}
+  TL_INLINE void advance(int64_t lines) {
+    for (; lines > 0 && at_ < end_; --lines, at_ += 64) __builtin_prefetch(at_, 0, 2);
+  }
+
+ private:
+  const uint8_t *at_, *end_;
+};
+
+template <class Type, class Meanwhile>
 static inline void multiply_strip(typename Type::Sum *sums, const Left &left, int64_t row_tile, int64_t row_tiles,
-                                  const uint8_t *panel) {
+                                  const uint8_t *panel, Meanwhile meanwhile) {
   const Tiles a{left.tile(row_tile, 0), left.steps * TILE_BYTES, TILE_BYTES}, b{panel, TILE_BYTES, 2 * TILE_BYTES};
   const int32_t *row_sums = left.sums == nullptr ? nullptr : left.sums + row_tile * TILE_SIDE;
   if (row_tile + 1 < row_tiles)
-    multiply_tiles<Type, 2, 2>(sums, a, b, left.steps, row_sums);
+    multiply_tiles<Type, 2, 2>(sums, a, b, left.steps, row_sums, meanwhile);
   else
-    multiply_tiles<Type, 1, 2>(sums, a, b, left.steps, row_sums);
+    multiply_tiles<Type, 1, 2>(sums, a, b, left.steps, row_sums, meanwhile);
 }
 
 template <class Type, class Panels, int Activation, class Y>
 static int multiply(const Layer &layer, const Left &left) {
+  using Sum = typename Type::Sum;
   const int64_t panel_bytes = left.steps * 2 * TILE_BYTES;
   const Deal deal(layer, panel_bytes);
   std::atomic<bool> failed{false};
@@ -119,13 +144,30 @@ static int multiply(const Layer &layer, const Left &left) {
     const uint8_t *panels[GROUP_BYTES / (2 * TILE_BYTES)];
     for (int64_t p = first_panel; p < last_panel; ++p)
       panels[p - first_panel] = Panels::panel(layer, p, left.steps, scratch + (p - first_panel) * scratch_bytes);
+    // what this thread probably reads next
+    const int64_t stored = Panels::stored_bytes(left.steps), next = first_panel + layer.threads * deal.group_panels;
+    const auto *weight = static_cast<const uint8_t *>(layer.weight);
+    Ahead ahead(weight + std::min(next, layer.panels()) * stored,
+                weight + std::min(next + deal.group_panels, layer.panels()) * stored);
+    const int64_t strips = parts(last_tile - first_tile, 2), lines = parts(parts(stored, 64), left.steps * strips);
+    const int64_t pause = std::max<int64_t>(1, left.steps * Finish<Activation, Y, Panels::scales>::ROWS_AT_ONCE / STRIP);
     [[maybe_unused]] const MatrixUnit unit;
-    alignas(64) typename Type::Sum sums[STRIP * PANEL];
+    alignas(64) Sum sums[2][STRIP * PANEL];
+    Finish<Activation, Y, Panels::scales> finish;
+    int turn = 0;
     for (int64_t tile = first_tile; tile < last_tile; tile += 2)
-      for (int64_t p = first_panel; p < last_panel; ++p) {
-        multiply_strip<Type>(sums, left, tile, layer.row_tiles(), panels[p - first_panel]);
-        finish_block<Activation, Y>(layer, left, sums, tile * TILE_SIDE, p);
+      for (int64_t p = first_panel; p < last_panel; ++p, turn ^= 1) {
+        multiply_strip<Type>(sums[turn], left, tile, layer.row_tiles(), panels[p - first_panel],
+                             [&, due = int64_t{1}](int64_t) mutable TL_INLINE {
+                               ahead.advance(lines);
+                               if (--due > 0) return;
+                               finish.advance();
+                               due = pause;
+                             });
+        finish.finish();
+        finish = Finish<Activation, Y, Panels::scales>(layer, left, sums[turn], tile * TILE_SIDE, p);
       }
+    finish.finish();
   });
   return failed ? tl_fail(TL_OUT_OF_MEMORY, "linear: no memory for unpacked weights") : TL_OK;
 }
@@ -146,9 +188,9 @@ int tl_linear_cpu(const void *x, const void *weight, const float *scale, const u
                     outputs,  x_stride, y_stride, x_dtype,    y_dtype, activation, gated != 0, threads};
   switch (format) {
     case TL_WEIGHT_BF16:
-      return with_rows<Rows::Rounded>(layer, [&](const Left &left) { return run<Bf16, InPlace>(layer, left); });
+      return with_rows<Rows::Rounded>(layer, [&](const Left &left) { return run<Bf16, InPlace<Scales::None>>(layer, left); });
     case TL_WEIGHT_INT8:
-      return with_rows<Rows::Quantised>(layer, [&](const Left &left) { return run<Int8, InPlace>(layer, left); });
+      return with_rows<Rows::Quantised>(layer, [&](const Left &left) { return run<Int8, InPlace<Scales::OfRowsAndOutputs>>(layer, left); });
     case TL_WEIGHT_NF4:
       return with_rows<Rows::Rounded>(layer, [&](const Left &left) { return run<Bf16, FourBit>(layer, left); });
     case TL_WEIGHT_INT8_ONLY:

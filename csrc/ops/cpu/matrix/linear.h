@@ -12,6 +12,7 @@
 
 #include "activation.h"
 #include "dtype.h"
+#include "inline.h"
 #include "int8_scale.h"
 #include "matrix.h"
 #include "parallel.h"
@@ -20,7 +21,7 @@
 namespace {
 
 static constexpr int64_t PANEL = 2 * TILE_SIDE, STRIP = 2 * TILE_SIDE;
-static constexpr int64_t GROUP_BYTES = 1 << 20;  // of panels that a task keeps in L2
+static constexpr int64_t GROUP_BYTES = 1 << 18;  // of panels that a task keeps in L2
 
 static constexpr int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
@@ -143,46 +144,92 @@ static bool lay_out_rows(const Layer &layer, const Left &left, int64_t row_tile)
 // ---- what is done to a block of sums ----
 
 template <int Activation, class Y>
-static inline void finish_row(const float *sums, Y *y, int64_t count, bool gated) {
-  float row[PANEL];
-  if (gated) {  // the panel's first half are gates, its second what they gate
-#pragma omp simd
-    for (int64_t j = 0; j < TILE_SIDE; ++j) row[j] = tl_activate<Activation>(sums[j]) * sums[TILE_SIDE + j];
-  } else {
-#pragma omp simd
-    for (int64_t j = 0; j < PANEL; ++j) row[j] = tl_activate<Activation>(sums[j]);
-  }
-  if (count == PANEL) {
-    store_step(y, row);
-  } else {
-    for (int64_t j = 0; j < count; ++j) tl_store(&y[j], row[j]);
-  }
+TL_INLINED float activate(float x) {
+  if constexpr (Activation == TL_GELU && std::is_same_v<Y, tl_bf16>) return tl_gelu_for_bf16(x);
+  return tl_activate<Activation>(x);
 }
 
-template <int Activation, class Y, class Sum>
-static void finish_block(const Layer &layer, const Left &left, const Sum *sums, int64_t first, int64_t panel) {
-  const int64_t width = layer.gated ? PANEL / 2 : PANEL;
-  const int64_t outputs = layer.gated ? layer.outputs / 2 : layer.outputs;
-  const int64_t count = std::min(width, outputs - panel * width), rows = std::min(STRIP, layer.rows - first);
-  if (count <= 0) return;
-  float bias[PANEL] = {}, scale[PANEL];
-  if (layer.bias != nullptr) std::memcpy(bias, layer.bias + panel * PANEL, sizeof bias);
-  if constexpr (std::is_same_v<Sum, int32_t>) std::memcpy(scale, layer.scale + panel * PANEL, sizeof scale);
-  for (int64_t i = 0; i < rows; ++i) {
-    float row[PANEL];
-    if constexpr (std::is_same_v<Sum, int32_t>) {
-      const float row_scale = left.scale[first + i];
+static constexpr float NO_BIAS[PANEL] = {};
+
+// What sums are multiplied by: those of int8 products are whole numbers.
+enum class Scales { None, OfOutputs, OfRowsAndOutputs };
+
+// The rows of one block of sums, [STRIP][PANEL], on their way to y.
+template <int Activation, class Y, Scales Kind>
+class Finish {
+ public:
+  using Sum = std::conditional_t<Kind == Scales::OfRowsAndOutputs, int32_t, float>;
+
+  Finish() = default;
+  Finish(const Layer &layer, const Left &left, const Sum *sums, int64_t first, int64_t panel)
+      : sums_(sums), bias_(layer.bias == nullptr ? NO_BIAS : layer.bias + panel * PANEL), y_stride_(layer.y_stride),
+        gated_(layer.gated) {
+    const int64_t width = gated_ ? PANEL / 2 : PANEL, outputs = gated_ ? layer.outputs / 2 : layer.outputs;
+    count_ = std::min(width, outputs - panel * width);
+    rows_ = count_ <= 0 ? 0 : std::min(STRIP, layer.rows - first);
+    y_ = static_cast<Y *>(layer.y) + first * layer.y_stride + panel * width;
+    if constexpr (Kind != Scales::None) scale_ = layer.scale + panel * PANEL;
+    if constexpr (Kind == Scales::OfRowsAndOutputs) row_scale_ = left.scale + first;
+    for (int64_t i = 0; i < rows_; ++i) __builtin_prefetch(y_ + i * y_stride_, 1, 3);
+  }
+
+  // The next ROWS_AT_ONCE rows, as many of them as there are.
+  TL_INLINE void advance() {
+    const int64_t end = std::min(next_ + ROWS_AT_ONCE, rows_);
+    // two loops: each keeps what it needs in registers, and no more
+    if (gated_)
+      for (; next_ < end; ++next_) finish_gated_row(next_);
+    else
+      for (; next_ < end; ++next_) finish_row(next_);
+  }
+  void finish() {
+    while (next_ < rows_) advance();
+  }
+
+  static constexpr int64_t ROWS_AT_ONCE = 4;
+
+ private:
+  TL_INLINE void read_row(float *row, int64_t i) const {
+    const Sum *sums = sums_ + i * PANEL;
+    if constexpr (Kind == Scales::OfRowsAndOutputs) {
+      const float row_scale = row_scale_[i];
 #pragma omp simd
-      for (int64_t j = 0; j < PANEL; ++j)
-        row[j] = static_cast<float>(sums[i * PANEL + j]) * (row_scale * scale[j]) + bias[j];
+      for (int64_t j = 0; j < PANEL; ++j) row[j] = static_cast<float>(sums[j]) * (row_scale * scale_[j]) + bias_[j];
+    } else if constexpr (Kind == Scales::OfOutputs) {
+#pragma omp simd
+      for (int64_t j = 0; j < PANEL; ++j) row[j] = sums[j] * scale_[j] + bias_[j];
     } else {
 #pragma omp simd
-      for (int64_t j = 0; j < PANEL; ++j) row[j] = sums[i * PANEL + j] + bias[j];
+      for (int64_t j = 0; j < PANEL; ++j) row[j] = sums[j] + bias_[j];
     }
-    Y *y = static_cast<Y *>(layer.y) + (first + i) * layer.y_stride + panel * width;
-    finish_row<Activation>(row, y, count, layer.gated);
   }
-}
+
+  TL_INLINE void finish_row(int64_t i) const {
+    float row[PANEL];
+    read_row(row, i);
+#pragma omp simd
+    for (int64_t j = 0; j < PANEL; ++j) row[j] = activate<Activation, Y>(row[j]);
+    Y *y = y_ + i * y_stride_;
+    if (count_ == PANEL) return store_step(y, row);
+    for (int64_t j = 0; j < count_; ++j) tl_store(&y[j], row[j]);
+  }
+
+  // The panel's first half are gates, its second what they gate.
+  TL_INLINE void finish_gated_row(int64_t i) const {
+    float row[PANEL];
+    read_row(row, i);
+#pragma omp simd
+    for (int64_t j = 0; j < TILE_SIDE; ++j) row[j] = activate<Activation, Y>(row[j]) * row[TILE_SIDE + j];
+    Y *y = y_ + i * y_stride_;
+    for (int64_t j = 0; j < count_; ++j) tl_store(&y[j], row[j]);
+  }
+
+  const Sum *sums_ = nullptr;
+  const float *bias_ = nullptr, *scale_ = nullptr, *row_scale_ = nullptr;
+  Y *y_ = nullptr;
+  int64_t y_stride_ = 0, count_ = 0, rows_ = 0, next_ = 0;
+  bool gated_ = false;
+};
 
 template <class Body>
 static int with_activation(int activation, Body body) {

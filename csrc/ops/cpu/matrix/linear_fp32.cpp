@@ -76,9 +76,9 @@ static int multiply_split(const Layer &layer, int64_t weight_stride, const Left 
             multiply_split_tiles<1>(sums, a, left.plane_bytes, b, steps * 2 * TILE_BYTES, steps);
           if (step > 0) add_earlier(sums, layer, tile * TILE_SIDE, p);
           if (last)
-            finish_block<Activation, float>(layer, left, sums, tile * TILE_SIDE, p);
+            Finish<Activation, float, Scales::None>(layer, left, sums, tile * TILE_SIDE, p).finish();
           else
-            finish_block<TL_NO_ACTIVATION, float>(unfinished, left, sums, tile * TILE_SIDE, p);
+            Finish<TL_NO_ACTIVATION, float, Scales::None>(unfinished, left, sums, tile * TILE_SIDE, p).finish();
         }
     }
   });
