@@ -9,18 +9,21 @@ import torch
 from torch import nn
 
 import tlfast
-from tests.models import CONFIGS, DECODERS, ENCODER_DECODERS, IMAGE_ENCODERS, TEXT_ENCODERS, inputs_of, tiny
+from tests.models import CONFIGS, IMAGE_ENCODERS, inputs_of, tiny
 from tlfast.backbone.linear import FrozenEmbedding, FrozenLinear
 
 PRECISIONS = ("bf16", "int8", "nf4")
-PACKED = [name for name in CONFIGS if name not in ENCODER_DECODERS and name not in (
-    "deberta-v2", "modernbert", "dinov2", "opt-projected", "mistral", "qwen3", "gemma2")]  # fmt: skip
-TEXT = [name for name in PACKED if name in TEXT_ENCODERS or name in DECODERS]
+PACKED = [name for name in CONFIGS if name not in ("deberta-v2", "modernbert", "dinov2", "opt-projected", "gemma2")]
+TEXT = [name for name in PACKED if name not in IMAGE_ENCODERS]
 
 
 def outputs(output):
     halves = (output.encoder, output.decoder) if hasattr(output, "encoder") else (output,)
     return [tensor for half in halves for tensor in (*half.taps, half.last_hidden_state)]
+
+
+def encoder_of(output):
+    return getattr(output, "encoder", output)
 
 
 def errors(ours, exact):
@@ -51,20 +54,33 @@ def run(backbone, inputs):
     return backbone(**{k: v.double() if v.is_floating_point() else v for k, v in inputs.items()})
 
 
+ROUNDINGS = 6  # activations in bfloat16 as well, about three roundings a layer for one of the weights
+
+
+def errors_of_bf16_weights(model, inputs, exact):
+    """Of the model in float32 with its weights, and nothing else, in bfloat16."""
+    return errors(tlfast.freeze(copy.deepcopy(model).bfloat16().float())(**inputs), exact)
+
+
+def assert_as_exact_as_bf16(model, inputs):
+    exact = tlfast.freeze(model)(**inputs)
+    found = errors(tlfast.freeze(model, "bf16")(**inputs), exact)
+    assert (found <= ROUNDINGS * errors_of_bf16_weights(model, inputs, exact) + torch.finfo(torch.bfloat16).eps).all()
+
+
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_taps_err_by_what_is_stored_and_what_bfloat16_rounds(family, precision):
     model, inputs = tiny(family), inputs_of(family)
     exact = run(exact_backbone(model), inputs)
-    half = copy.deepcopy(model).bfloat16().float()  # the weights alone in bfloat16
-    rounded = errors(tlfast.freeze(half)(**inputs), exact)
+    rounded = errors_of_bf16_weights(model, inputs, exact)
     backbone = tlfast.freeze(model, precision)
     found = errors(backbone(**inputs), exact)
-    if precision == "bf16":  # activations in bfloat16 as well, about three roundings a layer for one of the weights
-        assert (found <= 6 * rounded + torch.finfo(torch.bfloat16).eps).all(), (found, rounded)
+    if precision == "bf16":
+        assert (found <= ROUNDINGS * rounded + torch.finfo(torch.bfloat16).eps).all(), (found, rounded)
     of_stored = errors(run(exact_backbone(with_stored_weights(model, backbone)), inputs), exact)
     quantised = 8 if precision == "int8" else 0  # int8 also rounds what goes into its products
-    assert (found <= 1.5 * of_stored + (6 + quantised) * rounded + torch.finfo(torch.bfloat16).eps).all()
+    assert (found <= 1.5 * of_stored + (ROUNDINGS + quantised) * rounded + torch.finfo(torch.bfloat16).eps).all()
 
 
 @pytest.mark.parametrize("family", PACKED)
@@ -81,7 +97,7 @@ def test_the_others_say_why_not(family):
     assert all(bool(row["why"]) == (row["path"] == "module") for row in rows)
 
 
-@pytest.mark.parametrize("family", [*TEXT, "mistral", "t5"])
+@pytest.mark.parametrize("family", [*TEXT, "modernbert"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_padding_changes_nothing(family, precision):
     backbone = tlfast.freeze(tiny(family), precision)
@@ -90,10 +106,8 @@ def test_padding_changes_nothing(family, precision):
     mask[0, 3:] = 0
     mask[1] = 0
     inputs["attention_mask"] = mask
-    whole = backbone(**inputs)
-    encoder = getattr(whole, "encoder", whole)
-    packed = backbone(packed=True, **inputs)
-    packed = getattr(packed, "encoder", packed)
+    encoder = encoder_of(backbone(**inputs))
+    packed = encoder_of(backbone(packed=True, **inputs))
     lengths = mask.sum(1)
     assert packed.cu_seqlens.tolist() == [0, *lengths.cumsum(0).tolist()]
     for tap, tokens in zip((encoder.embedding, *encoder.taps), (packed.embedding, *packed.taps), strict=True):
@@ -102,7 +116,7 @@ def test_padding_changes_nothing(family, precision):
         assert torch.equal(tap[mask.bool()], tokens)
     if family in PACKED:
         alone = {name: tensor[:1, :3] for name, tensor in inputs.items()}
-        for tap, one in zip(encoder.taps, backbone(**alone).taps, strict=True):
+        for tap, one in zip(encoder.taps, encoder_of(backbone(**alone)).taps, strict=True):
             assert torch.equal(tap[:1, :3], one)
 
 
@@ -117,6 +131,47 @@ def test_left_padding_and_gaps_as_the_model_sees_them(family):
     exact, plain = tlfast.freeze(model)(**inputs), tlfast.freeze(model, "bf16")(**inputs)
     for ours, theirs in zip(plain.taps, exact.taps, strict=True):
         assert (ours - theirs).norm() < 0.03 * theirs.norm()
+
+
+SLIDING = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+WINDOWED = {
+    "mistral": {"sliding_window": 4},
+    "qwen2": SLIDING,
+    "qwen3": SLIDING,
+    "gemma2": SLIDING | {"attn_logit_softcapping": None},
+}
+
+
+@pytest.mark.parametrize("family", WINDOWED)
+def test_windows_as_the_model_sees_them(family):
+    model, inputs = tiny(family, **WINDOWED[family]), inputs_of(family)
+    mask = torch.ones_like(inputs["input_ids"])
+    mask[0, :2] = 0  # on the left: positions count from there
+    mask[1, 6:] = 0
+    inputs["attention_mask"] = mask
+    assert {row["path"] for row in tlfast.freeze(model, "bf16").describe()} == {"packed"}
+    assert_as_exact_as_bf16(model, inputs)
+    exact = tlfast.freeze(model)(**inputs)
+    widened = tlfast.freeze(tiny(family, **WINDOWED[family] | {"sliding_window": 5}))(**inputs)
+    assert errors(widened, exact).max() > 0.05  # one position more or less would show
+    inputs["attention_mask"][2, 4] = 0  # a gap: places and distances differ, and the modules take over
+    assert_as_exact_as_bf16(model, inputs)
+
+
+@pytest.mark.parametrize("family", ["t5", "t5-v1.1", "bart"])
+def test_a_decoder_reads_its_encoder_alone(family):
+    model, inputs = tiny(family), inputs_of(family)
+    inputs["attention_mask"][1, 1:3] = 0  # gaps in what is attended to
+    inputs["decoder_attention_mask"] = torch.ones_like(inputs["decoder_input_ids"])
+    inputs["decoder_attention_mask"][0, 4:] = 0
+    assert_as_exact_as_bf16(model, inputs)
+    backbone = tlfast.freeze(model, "bf16")
+    memory, mask = backbone(**inputs).encoder.last_hidden_state, inputs["attention_mask"]
+    targets = {name: tensor for name, tensor in inputs.items() if name.startswith("decoder")}
+    whole = backbone.decode(memory, mask, **targets)
+    alone = backbone.decode(memory[:1], mask[:1], **{name: tensor[:1, :4] for name, tensor in targets.items()})
+    for tap, one in zip(whole.taps, alone.taps, strict=True):
+        assert torch.equal(tap[:1, :4], one)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -10,6 +10,17 @@ from torch import nn
 from .parts import AttentionParts, BlockParts, BlockSpec, FeedForwardParts, Part, find_submodule
 
 ENCODER, DECODER = "encoder", "decoder"
+# transformers' names of activations, as ops.frozen_linear calls them
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
 
 
 @dataclass(frozen=True)

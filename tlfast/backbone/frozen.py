@@ -15,7 +15,8 @@ from torch import nn
 
 from .fingerprint import fingerprint
 from .lm_head import LMHead
-from .packed import Batch, PackedStack, contiguous, reach_blocks, why_not
+from .packed import Batch, PackedStack, contiguous, reach_blocks
+from .packed_block import why_not
 from .parts import BlockSpec
 from .sharding import own_part
 from .stack import Stack
@@ -249,7 +250,7 @@ class FrozenBackbone(nn.Module):
         """One forward of a stack, over packed tokens where it can be."""
         if cache is None and self._slow[stack.name] is None and not _is_empty(inputs):
             mask = _check_mask(inputs.get("attention_mask"), _token_shape(inputs), 0, "")
-            if stack.spec.positions != "relative" or contiguous(mask):
+            if contiguous(mask) or not stack.measures_distance:
                 return self._run_packed(stack, module, inputs, mask, packed)
         return _finish(*self._run(stack, module, inputs, cache), packed)
 

@@ -96,7 +96,11 @@ def _groups(block: nn.Module, parts: BlockParts | None) -> list[list[nn.Module]]
 def _read_together(parts: BlockParts) -> list[tuple[str, ...]]:
     attention, feed_forward = parts.attention, parts.feed_forward
     together: list[tuple[str, ...]] = [(attention.query, attention.key, attention.value)]
-    return together if feed_forward.gate is None else [*together, (feed_forward.gate, feed_forward.up)]
+    if feed_forward.gate is not None:
+        together.append((feed_forward.gate, feed_forward.up))
+    if parts.cross_attention is not None:
+        together.append((parts.cross_attention.key, parts.cross_attention.value))
+    return together
 
 
 def _linear_at(block: nn.Module, paths: str) -> nn.Module | None:

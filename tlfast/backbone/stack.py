@@ -19,7 +19,8 @@ class Stack:
 
     name: "encoder", "decoder" or "blocks" (a model the table does not know). path: of the list, inside the model.
     parts: where a block keeps its pieces, None where that is not known. taps: indices of the tapped blocks.
-    rotary: the model's rotary embedding, None for other positions.
+    rotary: the model's rotary embedding, None for other positions. windows: how far each block's attention sees, in
+    positions; None: any.
     """
 
     name: str
@@ -31,6 +32,12 @@ class Stack:
     final_norm: nn.Module | None = None
     rotary: nn.Module | None = None
     layer_types: tuple[str, ...] = ()
+    windows: tuple[int | None, ...] = ()
+
+    @property
+    def measures_distance(self) -> bool:
+        """Whether its attention depends on how far apart two tokens are."""
+        return self.spec.positions == "relative" or any(window is not None for window in self.windows)
 
     def tapped(self, taps: tuple[int, ...]) -> Stack:
         """The same stack, tapped at other blocks."""
@@ -75,6 +82,7 @@ def _stack(
         except AttributeError:
             final_norm = None  # OPT with post-norm blocks has none
     rotary = model.rotary_emb if family.positions == "rotary" else None
+    layer_types = tuple(config_value(model.config, "layer_types", ()))
     return Stack(
         name,
         path,
@@ -84,8 +92,16 @@ def _stack(
         table.parts,
         final_norm,
         rotary,
-        tuple(config_value(model.config, "layer_types", ())),
+        layer_types,
+        _windows(model.config, layer_types or ("sliding_attention",) * len(blocks), table.causal),
     )
+
+
+def _windows(config: Any, layer_types: tuple[str, ...], causal: bool) -> tuple[int | None, ...]:
+    """How far each block sees: in transformers a causal window counts the query itself, another one does not."""
+    window = config_value(config, "sliding_window")
+    farthest = window - 1 if window is not None and causal else window
+    return tuple(farthest if kind == "sliding_attention" else None for kind in layer_types)
 
 
 def _named(model: nn.Module, path: str) -> nn.ModuleList:

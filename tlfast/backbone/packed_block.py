@@ -1,0 +1,154 @@
+"""The fast path's view of a block: its weights as the operations take them, and which blocks can be seen so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..ops.frozen_linear import FrozenWeight
+from ..ops.frozen_linear.panels import padded
+from ..ops.norm_tap import norm_tap
+from .families import ACTIVATIONS
+from .linear import FrozenLinear
+from .parts import AttentionParts, Part, find_submodule, norm_weight, submodule
+from .stack import Stack
+
+_OTHER_BLOCKS = {  # what BlockParts does not say of them matters here
+    "deberta-v2": "its attention adds scores of queries and keys with relative positions",
+    "dinov2": "it scales what its layers add to the stream",
+    "modernbert": "its layers rotate queries and keys by two different tables",
+}
+
+
+@dataclass(frozen=True)
+class Norm:
+    """weight and bias (D,) in float32, or None each, and eps."""
+
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    eps: float
+    rms: bool
+
+    @classmethod
+    def of(cls, module: Any, rms: bool) -> Norm:
+        bias = getattr(module, "bias", None)
+        eps = getattr(module, "eps", None) or module.variance_epsilon
+        weight = norm_weight(module)
+        return cls(None if weight is None else weight.detach(), None if bias is None else bias.detach(), eps, rms)
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(x + residual, its norm)."""
+        return norm_tap(x, residual, self.weight, self.bias, self.eps, self.rms)
+
+
+@dataclass(frozen=True)
+class CrossAttention:
+    """An attention layer whose queries read the stream, and keys and values what an encoder gave."""
+
+    query: FrozenWeight
+    key_value: FrozenWeight
+    output: FrozenWeight
+    norm: Norm
+    widths: tuple[int, int]  # of key and value in what key_value gives
+
+
+@dataclass(frozen=True)
+class PackedBlock:
+    """The weights of one block as the operations take them.
+
+    window: the farthest earlier or later position its attention sees, None for any. query_norm, key_norm: of each
+    head's channels. attention_output_norm, feed_forward_output_norm: of what is added to the stream.
+    """
+
+    qkv: FrozenWeight
+    output: FrozenWeight
+    up: FrozenWeight
+    down: FrozenWeight
+    attention_norm: Norm
+    feed_forward_norm: Norm
+    widths: tuple[int, int, int]  # of query, key and value in what qkv gives
+    hidden: int
+    window: int | None = None
+    query_norm: Norm | None = None
+    key_norm: Norm | None = None
+    attention_output_norm: Norm | None = None
+    feed_forward_output_norm: Norm | None = None
+    cross: CrossAttention | None = None
+
+
+def why_not(stack: Stack, model: Any) -> str | None:
+    """None where a stack can take the fast path, otherwise the reason, as `describe()` says it."""
+    spec, config = stack.spec, getattr(model, "config", None)
+    model_type = getattr(config, "model_type", "")
+    if stack.parts is None:
+        return "its family is not in the table"
+    if model_type in _OTHER_BLOCKS:
+        return _OTHER_BLOCKS[model_type]
+    if spec.activation not in ACTIVATIONS:
+        return f"its activation is {spec.activation!r}"
+    if getattr(config, "word_embed_proj_dim", spec.width) != spec.width:
+        return "its output is projected"
+    for name in ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "attn_logit_softcapping"):
+        if getattr(config, name, None):
+            return f"config.{name} is set"
+    return None
+
+
+def packed_block(stack: Stack, index: int) -> PackedBlock:
+    """A block of a stack that `why_not` has nothing against."""
+    block, parts, spec = stack.blocks[index], stack.parts, stack.spec
+    assert parts is not None
+    attention, feed_forward = parts.attention, parts.feed_forward
+
+    def norm(path: str | None, rms: bool = spec.norm == "rms") -> Norm | None:
+        return None if path is None else Norm.of(find_submodule(block, path)[1], rms)
+
+    attention_norm, feed_forward_norm = norm(attention.norm), norm(feed_forward.norm)
+    assert attention_norm is not None
+    assert feed_forward_norm is not None
+    qkv, widths = _joined(block, attention.query, attention.key, attention.value)
+    gate = [feed_forward.gate] if spec.gated and feed_forward.gate is not None else []
+    up, _ = _joined(block, *gate, feed_forward.up)
+    return PackedBlock(
+        qkv,
+        _stored(block, attention.output),
+        up,
+        _stored(block, feed_forward.down),
+        attention_norm,
+        feed_forward_norm,
+        widths,
+        spec.hidden,
+        stack.windows[index],
+        norm(attention.query_norm),
+        norm(attention.key_norm),
+        norm(attention.output_norm),
+        norm(feed_forward.output_norm),
+        None if parts.cross_attention is None else _cross_attention(block, parts.cross_attention, spec.norm == "rms"),
+    )
+
+
+def _cross_attention(block: nn.Module, parts: AttentionParts, rms: bool) -> CrossAttention:
+    key_value, widths = _joined(block, parts.key, parts.value)
+    norm = Norm.of(submodule(block, parts.norm), rms)
+    return CrossAttention(_stored(block, parts.query), key_value, _stored(block, parts.output), norm, widths)
+
+
+def _stored(block: nn.Module, path: str) -> FrozenWeight:
+    module = Part.of(block, path).module
+    assert isinstance(module, FrozenLinear)
+    return module.stored
+
+
+def _joined(block: nn.Module, *paths: str) -> tuple[FrozenWeight, Any]:
+    """One weight for several parts that read the same input, and the width of each in what it gives."""
+    parts = [Part.of(block, path) for path in paths]
+    if parts[0].count > 1:  # one layer already
+        stored = _stored(block, paths[0].partition("[")[0])
+        return stored, (stored.outputs // parts[0].count,) * len(parts)
+    pieces = [_stored(block, path) for path in paths]
+    joined = FrozenWeight.joined(pieces)
+    assert joined is not None  # prepared_copy stored them so
+    return joined, tuple(padded(piece.outputs) for piece in pieces)
