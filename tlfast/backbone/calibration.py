@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .prepare import linears_of
+from .parts import linears_of
 from .stack import Stack
 
 _EXAMPLES, _LENGTH = 8, 64  # of the made-up batch

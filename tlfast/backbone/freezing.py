@@ -12,7 +12,7 @@ from torch import nn
 from .calibration import smoothing
 from .families import Family, find_family
 from .frozen import FrozenBackbone
-from .prepare import prepared_copy, weight_errors
+from .prepare import prepared_copy
 from .stack import find_stacks
 
 PRECISIONS = ("fp32", "bf16", "int8", "nf4")
@@ -73,10 +73,9 @@ def _prepared(
     """The same backbone with its weights stored in fewer bits; its fingerprint is that of the weights it came from."""
     batches = None if calibration is None else _check_calibration(calibration)
     smooth = smoothing(plain.base, plain.stacks, batches) if precision == "int8" else {}
-    kept = prepared_copy(plain.model, plain.stacks, precision, smooth)
+    kept, errors = prepared_copy(plain.model, plain.stacks, precision, smooth)
     base = getattr(kept, "base_model", kept)
     stacks = find_stacks(base, family, blocks, lambda name, _count: plain.stacks[name].taps)
-    errors = {name: weight_errors(plain.stacks[name], stack) for name, stack in stacks.items()}
     return FrozenBackbone(kept, stacks, precision, plain.fingerprint(), errors)
 
 

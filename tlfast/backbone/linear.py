@@ -22,6 +22,7 @@ class FrozenLinear(nn.Module):
     def __init__(self, stored: FrozenWeight) -> None:
         super().__init__()
         self.precision, self.out_features, self.in_features = stored.precision, stored.outputs, stored.inputs
+        self.gated = stored.gated
         for name in ("values", "scale", "group_scale", "smooth", "offset"):
             tensor = stored.bias if name == "offset" else getattr(stored, name)
             self.register_buffer(name, tensor)
@@ -44,6 +45,7 @@ class FrozenLinear(nn.Module):
             own.group_scale,
             own.smooth,
             own.offset,
+            self.gated,
         )
 
     @property

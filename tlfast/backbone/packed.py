@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..ops.frozen_linear import ACTIVATE, frozen_linear
+from ..ops.frozen_linear import frozen_linear
 from ..ops.packed_attention import packed_attention
 from .families import ACTIVATIONS
 from .packed_block import CrossAttention, Norm, PackedBlock, packed_block
@@ -131,13 +131,7 @@ class PackedStack:
         return x[:, : heads * self.spec.head_dim].unflatten(1, (heads, self.spec.head_dim))
 
     def _feed_forward(self, block: PackedBlock, x: torch.Tensor) -> torch.Tensor:
-        if self.spec.gated:
-            both = frozen_linear(x, block.up)
-            gate, up = both.split(both.shape[1] // 2, dim=1)
-            hidden = ACTIVATE[self.activation](gate[:, : block.hidden]) * up[:, : block.hidden]
-        else:
-            hidden = frozen_linear(x, block.up, self.activation)
-        change = frozen_linear(hidden, block.down)
+        change = frozen_linear(frozen_linear(x, block.up, self.activation), block.down)
         return change if block.feed_forward_output_norm is None else block.feed_forward_output_norm(change)[1]
 
 

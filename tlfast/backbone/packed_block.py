@@ -12,13 +12,13 @@ from ..ops.frozen_linear import FrozenWeight
 from ..ops.frozen_linear.panels import padded
 from ..ops.norm_tap import norm_tap
 from .families import ACTIVATIONS
+from .gated import Half
 from .linear import FrozenLinear
-from .parts import AttentionParts, Part, find_submodule, norm_weight, submodule
+from .parts import AttentionParts, FeedForwardParts, Part, find_submodule, norm_weight, submodule
 from .stack import Stack
 
 _OTHER_BLOCKS = {  # what BlockParts does not say of them matters here
     "deberta-v2": "its attention adds scores of queries and keys with relative positions",
-    "dinov2": "it scales what its layers add to the stream",
     "modernbert": "its layers rotate queries and keys by two different tables",
 }
 
@@ -34,10 +34,11 @@ class Norm:
 
     @classmethod
     def of(cls, module: Any, rms: bool) -> Norm:
-        bias = getattr(module, "bias", None)
         eps = getattr(module, "eps", None) or module.variance_epsilon
-        weight = norm_weight(module)
-        return cls(None if weight is None else weight.detach(), None if bias is None else bias.detach(), eps, rms)
+        weight, bias = norm_weight(module), getattr(module, "bias", None)
+        # folding leaves ones and zeros behind
+        kept_weight = None if weight is None or bool((weight == 1).all()) else weight.detach()
+        return cls(kept_weight, None if bias is None or not bool(bias.any()) else bias.detach(), eps, rms)
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """(x + residual, its norm)."""
@@ -65,12 +66,11 @@ class PackedBlock:
 
     qkv: FrozenWeight
     output: FrozenWeight
-    up: FrozenWeight
+    up: FrozenWeight  # gates with it
     down: FrozenWeight
     attention_norm: Norm
     feed_forward_norm: Norm
     widths: tuple[int, int, int]  # of query, key and value in what qkv gives
-    hidden: int
     window: int | None = None
     query_norm: Norm | None = None
     key_norm: Norm | None = None
@@ -110,17 +110,14 @@ def packed_block(stack: Stack, index: int) -> PackedBlock:
     assert attention_norm is not None
     assert feed_forward_norm is not None
     qkv, widths = _joined(block, attention.query, attention.key, attention.value)
-    gate = [feed_forward.gate] if spec.gated and feed_forward.gate is not None else []
-    up, _ = _joined(block, *gate, feed_forward.up)
     return PackedBlock(
         qkv,
         _stored(block, attention.output),
-        up,
+        _up(block, feed_forward, spec.gated),
         _stored(block, feed_forward.down),
         attention_norm,
         feed_forward_norm,
         widths,
-        spec.hidden,
         stack.windows[index],
         norm(attention.query_norm),
         norm(attention.key_norm),
@@ -134,6 +131,14 @@ def _cross_attention(block: nn.Module, parts: AttentionParts, rms: bool) -> Cros
     key_value, widths = _joined(block, parts.key, parts.value)
     norm = Norm.of(submodule(block, parts.norm), rms)
     return CrossAttention(_stored(block, parts.query), key_value, _stored(block, parts.output), norm, widths)
+
+
+def _up(block: nn.Module, parts: FeedForwardParts, gated: bool) -> FrozenWeight:
+    if not gated:
+        return _stored(block, parts.up)
+    half = Part.of(block, parts.up).module
+    assert isinstance(half, Half)
+    return half.both.stored
 
 
 def _stored(block: nn.Module, path: str) -> FrozenWeight:

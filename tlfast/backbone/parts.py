@@ -98,6 +98,31 @@ def find_submodule(module: nn.Module, paths: str) -> tuple[str, Any]:
     raise AttributeError(f"{type(module).__name__} has none of {paths.replace('|', ', ')}")
 
 
+def linears_of(block: nn.Module) -> list[nn.Module]:
+    """The linear layers of a block, GPT-2's Conv1D among them."""
+    return [module for module in block.modules() if type(module) is nn.Linear or type(module).__name__ == "Conv1D"]
+
+
+def linear_at(block: nn.Module, paths: str) -> nn.Module | None:
+    """The linear layer at one of several paths; None where the path names a slice of a layer, or nothing."""
+    for path in paths.split("|"):
+        try:
+            module = submodule(block, path)
+        except AttributeError:
+            continue
+        return module if module in linears_of(block) else None
+    return None
+
+
+def twin(module: nn.Module) -> nn.Module:
+    """A module of the same class that shares what another has, and can be given other children and parameters."""
+    copy = module.__class__.__new__(module.__class__)
+    copy.__dict__.update(module.__dict__)
+    for name in ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks"):
+        copy.__dict__[name] = module.__dict__[name].copy()
+    return copy
+
+
 @dataclass(frozen=True)
 class Part:
     """A linear layer of a block, or one of `count` equal slices of its outputs."""

@@ -2,68 +2,108 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..ops.frozen_linear import FrozenWeight
+from .families import ACTIVATIONS
+from .folding import Weight, fold
+from .gated import GatedFeedForward
 from .linear import FrozenEmbedding, FrozenLinear
-from .parts import BlockParts, Part, submodule
+from .parts import BlockParts, linear_at, linears_of, submodule, twin
 from .stack import Stack
 
 _SMALL_TABLE = 1 << 16  # numbers of an embedding that are not worth storing in fewer bits
 
 
-def prepared_copy(model: Any, stacks: dict[str, Stack], precision: str, smooth: dict[int, torch.Tensor]) -> Any:
-    """The model with the linear layers of its blocks and its embedding tables stored in `precision`.
+def prepared_copy(
+    model: Any, stacks: dict[str, Stack], precision: str, smooth: dict[int, torch.Tensor]
+) -> tuple[Any, dict[str, list[float]]]:
+    """The model with its blocks' linear layers and its embedding tables stored in `precision`, and what that costs.
 
-    Every other weight is shared with the model. Query, key and value of a block lie side by side, so that one product
-    gives all three. smooth: what the inputs of a linear layer are multiplied by, by the layer's id.
+    Other weights are shared with the model, but for norms and scales that became part of the linear layers (folding).
+    Query, key and value of a block lie side by side, so that one product gives all three; gates and what they gate are
+    one weight. smooth: what the inputs of a linear layer are multiplied by, by the layer's id.
     The embedding of a model with a language-model head stays as it is: the head is trained through.
+    Also returns for each block of each stack ||W - stored|| / ||W|| over its linear layers, W as it was folded.
     """
     found: dict[int, nn.Module] = {}
-    for stack in stacks.values():
+    errors: dict[str, list[float]] = {name: [] for name in stacks}
+    for name, stack in stacks.items():
         for block in stack.blocks:
-            found |= _stored_linears(block, stack.parts, precision, smooth)
+            modules, error = _prepared_block(stack, block, precision, smooth)
+            found |= modules
+            errors[name].append(error)
     if not _has_head(model):
         inside = {id(module) for stack in stacks.values() for module in stack.blocks.modules()}
         for module in model.modules():
             if type(module) is nn.Embedding and id(module) not in inside and module.weight.numel() > _SMALL_TABLE:
                 found[id(module)] = FrozenEmbedding(module, "bf16" if precision == "bf16" else "int8")
-    return _copy(model, found)
+    return _copy(model, found), errors
 
 
-def weight_errors(plain: Stack, prepared: Stack) -> list[float]:
-    """For each block ||W - stored|| / ||W|| over its linear layers."""
-    errors = []
-    for block, stored in zip(plain.blocks, prepared.blocks, strict=True):
-        names = {id(module): name for name, module in block.named_modules()}
-        squares = torch.zeros(2)
-        for linear in linears_of(block):
-            weight = Part(linear).weight
-            squares[0] += (weight - submodule(stored, names[id(linear)]).weight).square().sum()
-            squares[1] += weight.square().sum()
-        errors.append(float((squares[0] / squares[1].clamp_min(1e-30)).sqrt()))
-    return errors
-
-
-def linears_of(block: nn.Module) -> list[nn.Module]:
-    """The linear layers of a block, GPT-2's Conv1D among them."""
-    return [module for module in block.modules() if type(module) is nn.Linear or type(module).__name__ == "Conv1D"]
-
-
-def _stored_linears(
-    block: nn.Module, parts: BlockParts | None, precision: str, smooth: dict[int, torch.Tensor]
-) -> dict[int, nn.Module]:
-    found: dict[int, nn.Module] = {}
-    sensitive = _sensitive(block, parts, precision)
-    for group in _groups(block, parts):
-        pieces = [(Part(module).weight.contiguous(), Part(module).bias) for module in group]
+def _prepared_block(
+    stack: Stack, block: nn.Module, precision: str, smooth: dict[int, torch.Tensor]
+) -> tuple[dict[int, nn.Module], float]:
+    folded, sensitive = fold(stack, block, precision, smooth), _sensitive(block, stack.parts, precision)
+    found, gated, squares = dict(folded.modules), _Gated.of(stack, block), torch.zeros(2)
+    for group in _groups(block, stack.parts):
+        pieces = [folded.weights[id(module)] for module in group]
         chosen = "int8_weight_only" if id(group[0]) in sensitive else precision
-        stored = FrozenWeight.side_by_side(pieces, chosen, smooth.get(id(group[0])) if chosen == "int8" else None)
-        found |= {id(module): FrozenLinear(piece) for module, piece in zip(group, stored, strict=True)}
-    return found
+        smoothing = folded.smooth.get(id(group[0])) if chosen == "int8" else None
+        if gated is not None and group == gated.halves:
+            stored = [_gated_weight(pieces, chosen, smoothing)]
+            both = stored[0]
+        else:
+            stored = FrozenWeight.side_by_side(pieces, chosen, smoothing)
+            found |= {id(module): FrozenLinear(piece) for module, piece in zip(group, stored, strict=True)}
+        squares += _squares(pieces, stored)
+    if gated is not None:
+        down: Any = found[id(gated.down)]
+        found[id(gated.owner)] = GatedFeedForward(gated.names, both, down, ACTIVATIONS[stack.spec.activation])
+    return found, float((squares[0] / squares[1].clamp_min(1e-30)).sqrt())
+
+
+@dataclass(frozen=True)
+class _Gated:
+    """The module that computes a gated feed-forward, and its layers: gate and up, and down; names are theirs in it."""
+
+    owner: nn.Module
+    halves: list[nn.Module]
+    down: nn.Module
+    names: list[str]
+
+    @classmethod
+    def of(cls, stack: Stack, block: nn.Module) -> _Gated | None:
+        """None where there is no gate, it is half of another layer, or the product has not its activation."""
+        if stack.parts is None or not stack.spec.gated or stack.spec.activation not in ACTIVATIONS:
+            return None
+        parts = stack.parts.feed_forward
+        found = (linear_at(block, path) for path in (parts.gate, parts.up, parts.down) if path is not None)
+        layers = [layer for layer in found if layer is not None]
+        if len(layers) < 3:
+            return None
+        paths = {id(module): path for path, module in block.named_modules()}
+        owner, _, _ = paths[id(layers[0])].rpartition(".")
+        names = [paths[id(layer)].removeprefix(f"{owner}.") for layer in layers]
+        gate, up, down = layers
+        return cls(submodule(block, owner), [gate, up], down, names)
+
+
+def _gated_weight(pieces: list[Weight], precision: str, smooth: torch.Tensor | None) -> FrozenWeight:
+    (gate, gate_bias), (up, up_bias) = pieces
+    biases = None if gate_bias is None or up_bias is None else (gate_bias, up_bias)
+    return FrozenWeight.of_gated(gate, up, biases, precision, smooth)
+
+
+def _squares(pieces: list[Weight], stored: list[FrozenWeight]) -> torch.Tensor:
+    """Of what storing the weights changed, and of the weights."""
+    weight = torch.cat([matrix for matrix, _ in pieces])
+    change = weight - torch.cat([piece.value() for piece in stored])
+    return torch.stack([change.square().sum(), weight.square().sum()]).cpu()
 
 
 def _sensitive(block: nn.Module, parts: BlockParts | None, precision: str) -> set[int]:
@@ -77,7 +117,7 @@ def _sensitive(block: nn.Module, parts: BlockParts | None, precision: str) -> se
         return set()
     attention = parts.attention
     paths = {"int8": (parts.feed_forward.down,), "nf4": (attention.query, attention.key, attention.value)}
-    found = (_linear_at(block, path.partition("[")[0]) for path in paths.get(precision, ()))
+    found = (linear_at(block, path.partition("[")[0]) for path in paths.get(precision, ()))
     return {id(module) for module in found if module is not None}
 
 
@@ -86,7 +126,7 @@ def _groups(block: nn.Module, parts: BlockParts | None) -> list[list[nn.Module]]
     linears = linears_of(block)
     groups = []
     for paths in [] if parts is None else _read_together(parts):
-        together = [module for path in paths if (module := _linear_at(block, path)) is not None]
+        together = [module for path in paths if (module := linear_at(block, path)) is not None]
         if len(together) == len(paths):
             groups.append(together)
     taken = {id(module) for group in groups for module in group}
@@ -103,17 +143,6 @@ def _read_together(parts: BlockParts) -> list[tuple[str, ...]]:
     return together
 
 
-def _linear_at(block: nn.Module, paths: str) -> nn.Module | None:
-    """The linear layer at one of several paths; None where the path names a slice of a layer, or nothing."""
-    for path in paths.split("|"):
-        try:
-            module = submodule(block, path)
-        except AttributeError:
-            continue
-        return module if module in linears_of(block) else None
-    return None
-
-
 def _has_head(model: Any) -> bool:
     get = getattr(model, "get_output_embeddings", None)
     return get is not None and get() is not None
@@ -125,13 +154,9 @@ def _copy(model: nn.Module, found: dict[int, nn.Module]) -> Any:
 
     def copy(module: nn.Module) -> nn.Module:
         if id(module) not in copies:
-            twin = module.__class__.__new__(module.__class__)
-            copies[id(module)] = twin
-            twin.__dict__.update(module.__dict__)
-            for name in ("_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks"):
-                twin.__dict__[name] = module.__dict__[name].copy()
+            copies[id(module)] = new = twin(module)
             children = module.__dict__["_modules"].items()
-            twin.__dict__["_modules"] = {name: child and copy(child) for name, child in children}
+            new.__dict__["_modules"] = {name: child and copy(child) for name, child in children}
         return copies[id(module)]
 
     return copy(model)
