@@ -93,11 +93,12 @@ struct OnlineSoftmax {
   // the sums so far are to be multiplied by `correction`.
   void update(float *scores, int64_t keys, int64_t parts, float scale) {
     for (int64_t part = 0; part < parts; ++part, scores += LANES) {
-      Vector largest[4] = {maximum[part], maximum[part], maximum[part], maximum[part]};
+      Vector largest[4] = {splat(-INFINITE), splat(-INFINITE), splat(-INFINITE), splat(-INFINITE)};
       for (int64_t j = 0; j < keys; j += 4)
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) largest[i] = larger(load(scores + (j + i) * STRIP) * scale, largest[i]);
-      const Vector next = larger(larger(largest[0], largest[1]), larger(largest[2], largest[3]));
+        for (int i = 0; i < 4; ++i) largest[i] = larger(load(scores + (j + i) * STRIP), largest[i]);
+      const Vector found = larger(larger(largest[0], largest[1]), larger(largest[2], largest[3])) * scale;
+      const Vector next = larger(found, maximum[part]);
       // A query without a key so far: exp(-inf - 0) = 0 instead of exp(-inf + inf) = NaN.
       const Vector finite = next == -INFINITE ? Vector{} : next;
       Vector added[4] = {};
