@@ -127,27 +127,33 @@ def _model(style: Style) -> Any:
 
 
 def _errors(model: Any, inputs: Batch, backbones: dict[str, FrozenBackbone]) -> dict[str, float]:
-    """Of the worst block; the model's own modules with hooks give the exact taps, and those of transformers in bf16."""
-    errors = {}
-    exact = _taps(_in_dtype(model, torch.float64)(**_as(inputs, torch.float64)))
-    peers = {"eager fp32": torch.float32, "eager bf16": torch.bfloat16}
-    found = {name: lambda dtype=dtype: _in_dtype(model, dtype)(**_as(inputs, dtype)) for name, dtype in peers.items()}
-    found |= {f"tlfast {name}": functools.partial(backbone, **inputs) for name, backbone in backbones.items()}
-    for name, run in found.items():
+    """Of the worst block, against the model in float64; transformers in fp32 and bf16 beside ours."""
+    errors, exact = {}, _module_taps(model, inputs, torch.float64)
+    found = {
+        "eager fp32": functools.partial(_module_taps, model, inputs, torch.float32),
+        "eager bf16": functools.partial(_module_taps, model, inputs, torch.bfloat16),
+    }
+    found |= {f"tlfast {name}": functools.partial(_taps, backbone, inputs) for name, backbone in backbones.items()}
+    for name, taps in found.items():
         error = TapErrors()
-        error.add(_taps(run()), exact)
+        error.add(taps(), exact)
         errors[name] = error.worst
     return errors
 
 
-def _in_dtype(model: Any, dtype: torch.dtype) -> FrozenBackbone:
-    """A copy of the model, tapped as it is."""
-    backbone = tlfast.freeze(copy.deepcopy(model))
-    backbone.model.to(dtype)
-    return backbone
+@torch.no_grad()
+def _module_taps(model: Any, inputs: Batch, dtype: torch.dtype) -> list[torch.Tensor]:
+    """The outputs of the blocks of transformers' own modules in a dtype."""
+    twin, outputs = copy.deepcopy(model), []
+    for stack in tlfast.freeze(twin).stacks.values():
+        for block in stack.blocks:
+            block.register_forward_hook(lambda _block, _args, output: outputs.append(output))
+    twin.to(dtype)(**_as(inputs, dtype))
+    return [output[0] if isinstance(output, tuple) else output for output in outputs]
 
 
-def _taps(output: Any) -> list[torch.Tensor]:
+def _taps(backbone: FrozenBackbone, inputs: Batch) -> list[torch.Tensor]:
+    output = backbone(**inputs)
     halves = (output.encoder, output.decoder) if hasattr(output, "encoder") else (output,)
     return [tap for half in halves for tap in half.taps]
 
