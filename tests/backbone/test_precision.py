@@ -11,6 +11,7 @@ from torch import nn
 import tlfast
 from tests.models import CONFIGS, IMAGE_ENCODERS, inputs_of, tiny
 from tlfast.backbone.linear import FrozenLinear
+from tlfast.ladder.moments import measure
 
 PRECISIONS = ("bf16", "int8", "nf4")
 PACKED = [name for name in CONFIGS if name not in ("deberta-v2", "modernbert", "opt-projected", "gemma2")]
@@ -249,6 +250,16 @@ def test_a_ladder_climbs_it(family, precision):
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "t5"])
+def test_a_ladder_measures_what_passes_through_its_layers(family):
+    inputs, model = inputs_of(family), tiny(family)
+    exact, found = (measure(tlfast.freeze(model, precision), [inputs]) for precision in ("fp32", "bf16"))
+    for name, moments in exact.items():
+        assert moments.energy
+        for key, energy in moments.energy.items():
+            torch.testing.assert_close(found[name].energy[key], energy, rtol=0.05, atol=0.05 * float(energy.mean()))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

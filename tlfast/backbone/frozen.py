@@ -193,6 +193,15 @@ class FrozenBackbone(nn.Module):
         other._known = self._known
         return other
 
+    @contextmanager
+    def through_modules(self) -> Iterator[None]:
+        """While entered, all blocks run as transformers has them, so that hooks on their layers see what passes."""
+        usual, self._slow = self._slow, dict.fromkeys(self.stacks, "its layers are watched")
+        try:
+            yield
+        finally:
+            self._slow = usual
+
     def train(self, mode: bool = True) -> FrozenBackbone:
         """Stay in eval mode, whatever mode is asked for: a frozen model has no dropout."""
         return super().train(False)

@@ -74,7 +74,7 @@ def measure(backbone: FrozenBackbone, batches: Iterable[Mapping[str, Any]]) -> d
     _check_same_backbone(backbone)
     device = next(backbone.parameters()).device
     moments = {name: Moments.empty(stack.spec.width, device) for name, stack in backbone.stacks.items()}
-    with _EnergyHooks(backbone, moments) as hooks:
+    with backbone.through_modules(), _EnergyHooks(backbone, moments) as hooks:
         for batch in batches:
             inputs = {k: v.to(device) for k, v in batch.items() if isinstance(v, torch.Tensor) and k != "labels"}
             hooks.masks = [_bool(inputs.get(name)) for name in ("attention_mask", "decoder_attention_mask")]
