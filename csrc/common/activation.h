@@ -30,7 +30,7 @@ TL_INLINED float tl_erff(float x) {
 
 TL_INLINED float tl_sigmoid(float x) { return 1.0f / (1.0f + tl_expf(-x)); }
 
-// GELU for a result that is rounded to bfloat16: to 5e-5, an eightieth of what rounding does to a number of size 1. Phi(x) -
+// GELU for a result that is rounded to bfloat16: to 1e-4, a fortieth of what rounding does to a number of size 1. Phi(x) -
 // 1/2 is x times a polynomial of x^2 up to |x| = 4.75, where it reaches 1/2 and stays.
 TL_INLINED float tl_gelu_for_bf16(float x) {
   const float low = x < -4.75f ? -4.75f : x, bounded = low > 4.75f ? 4.75f : low, square = bounded * bounded;

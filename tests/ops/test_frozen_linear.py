@@ -142,7 +142,7 @@ def test_gelu_for_bfloat16(precision):
     x[::7] *= 1e4
     exact = F.gelu(frozen_linear(x, stored, out_dtype=torch.float32, impl="native").double())
     ours = frozen_linear(x, stored, "gelu", torch.bfloat16, impl="native").double()
-    assert ((ours - exact).abs() <= exact.abs() * 2**-8 + 5e-5).all()
+    assert ((ours - exact).abs() <= exact.abs() * 2**-8 + 1e-4).all()
     assert torch.isnan(frozen_linear(torch.full((1, 32), torch.nan), stored, "gelu", torch.bfloat16)).all()
 
 
