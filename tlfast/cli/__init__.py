@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import bench, demo, doctor, embed, ladder
+from . import bench, demo, doctor, embed, klite, ladder
 from .output import Commands
 
 app = typer.Typer(
@@ -16,6 +16,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(ladder.app, name="ladder")
+app.add_typer(klite.app, name="klite")
 for _command in (embed.embed, demo.demo, doctor.doctor, bench.bench):
     app.command()(_command)
 

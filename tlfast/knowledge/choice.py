@@ -10,7 +10,12 @@ from .encoding import Encode, embed
 from .sense import Match, Sense
 
 CHOICES = ("first", "nearest")
+
+# Chosen on the 1,000 ImageNet names, whose first 398 must be animals and next 502 artifacts, with MiniLM-L6: right for
+# 206 of 236 ambiguous names, against 167 by the first sense.
 NEIGHBOURS = 10
+PRIOR = 0.01
+_HYPERNYMS = 5
 
 
 def choose_first(matches: Sequence[Match]) -> list[Sense | None]:
@@ -18,37 +23,40 @@ def choose_first(matches: Sequence[Match]) -> list[Sense | None]:
     return [match.senses[0] if match.senses else None for match in matches]
 
 
-def choose_nearest(matches: Sequence[Match], encode: Encode, neighbours: int = NEIGHBOURS) -> list[Sense | None]:
+def choose_nearest(
+    matches: Sequence[Match], encode: Encode, neighbours: int = NEIGHBOURS, prior: float = PRIOR
+) -> list[Sense | None]:
     """Each name's sense whose definition lies closest to the other class names; None for a name without.
 
-    Closeness is the mean cosine of the definition (with the sense's name and hypernym before it) with the `neighbours`
-    closest other names, so that a set of animals and tools pulls "crane" to one of its own kind. Ties, and a set of one
-    class, go to the earlier sense. Only part-of-speech peers of the first sense compete: a class called "orange" that
-    was found as a noun is no verb.
-    encode: list[str] -> (N, D). Raises ValueError for what it must not return.
+    Closeness is the mean cosine of `describe(sense)` with the `neighbours` closest other names: among herons a "crane"
+    is a bird, among excavators a machine, in a set that has both whatever is closest to its own like. The dictionary's
+    order counts `prior` (a cosine) for each rank. Only senses with the first one's part of speech compete, so that an
+    "orange" that was found as a noun is no adjective. A set of a single name takes its first sense.
+    encode: list[str] -> (N, D), array or tensor. Raises ValueError where it returns something else.
     """
-    names = list(dict.fromkeys(match.name for match in matches))
-    candidates = {match.name: _candidates(match) for match in matches}
-    open_names = [name for name in names if len(candidates[name]) > 1]
-    if not open_names or len(names) < 2:
-        return choose_first(matches)
-    vectors = embed(encode, names)
-    texts = [describe(sense) for name in open_names for sense in candidates[name]]
-    similar = embed(encode, texts) @ vectors.T  # [senses, names]
-    chosen, start = {}, 0
-    for name in open_names:
-        block = similar[start : start + len(candidates[name])].clone()
-        start += len(block)
-        others = torch.cat([block[:, : names.index(name)], block[:, names.index(name) + 1 :]], dim=1)
-        score = others.topk(min(neighbours, others.shape[1]), dim=1).values.mean(dim=1)
-        chosen[name] = candidates[name][int(score.argmax())]
-    return [chosen.get(match.name) or (match.senses[0] if match.senses else None) for match in matches]
+    chosen = dict(zip((match.name for match in matches), choose_first(matches), strict=True))
+    names = list(chosen)
+    open_matches = {match.name: _candidates(match) for match in matches if len(_candidates(match)) > 1}
+    if not open_matches or len(names) < 2:
+        return [chosen[match.name] for match in matches]
+    described = [describe(sense) for senses in open_matches.values() for sense in senses]
+    vectors = embed(encode, [*names, *described])
+    similar = vectors[len(names) :] @ vectors[: len(names)].T  # [senses, names]
+    blocks = similar.split([len(senses) for senses in open_matches.values()])
+    for (name, senses), block in zip(open_matches.items(), blocks, strict=True):
+        others = torch.arange(len(names), device=block.device) != names.index(name)
+        closest = block[:, others].topk(min(neighbours, len(names) - 1), dim=1).values.mean(dim=1)
+        rank = torch.arange(len(senses), device=block.device)
+        chosen[name] = senses[int((closest - prior * rank).argmax())]
+    return [chosen[match.name] for match in matches]
 
 
 def describe(sense: Sense) -> str:
-    """A sense in one line for an encoder: its name, what it is a kind of, its definition."""
-    kind = f" ({sense.hypernyms[0]})" if sense.hypernyms else ""
-    return f"{sense.lemma}{kind}: {sense.definition}"
+    """A sense in one line for an encoder: what it is a kind of, and its definition.
+
+    Without its name, which would draw all senses of a word to what the word alone suggests.
+    """
+    return ": ".join(filter(None, (", ".join(sense.hypernyms[:_HYPERNYMS]), sense.definition)))
 
 
 def _candidates(match: Match) -> list[Sense]:

@@ -14,6 +14,7 @@ from .shortening import chunk, shorten
 
 TEMPLATES = ("a photo of a {}.",)
 FITTINGS = ("auto", "shorten", "chunk")
+_LEAST_WORDS = 4  # of a shortened definition: "person" alone says too little about who is quiet or timid
 
 
 class TokenBudget:
@@ -66,8 +67,8 @@ def make_prompts(
 
     A definition that does not fit is cut at the end of a clause or, where not even the first fits, of a word
     ("shorten"), or dealt out over texts of their own, "crane , large long-necked", whose embeddings are averaged
-    ("chunk"). "auto" cuts where a clause fits behind every template, else deals out, as encoders of 16 tokens need.
-    No text exceeds the budget, and no word is cut.
+    ("chunk"). "auto" cuts where clauses of four words and more fit behind every template, else deals out, as encoders
+    of 16 tokens need. No text exceeds the budget, and no word is cut.
     senses: one for each name, None where there is no knowledge.
     Raises InputError for a template without one {}, an unknown fitting, and a class whose name alone does not fit.
     """
@@ -114,13 +115,13 @@ def _of_class(
 def _shortened(
     name: str, plain: tuple[str, ...], sense: Sense, budget: TokenBudget, by_words: bool
 ) -> ClassPrompts | None:
-    """Each template with as many clauses as fit; where not one does, None, or as many words."""
+    """Each template with as many clauses as fit; where these say too little, None, or with as many words."""
     texts: list[tuple[str]] = []
     whole = True
     for text in plain:
         fits = _fits_behind(f"{text} ; {name} , ", budget)
         said = shorten(sense.definition, fits)
-        if said is None:
+        if said is None or (said != sense.definition and len(said.split()) < _LEAST_WORDS):
             if not by_words:
                 return None
             said = next(iter(chunk(sense.definition, fits) or ()), "")

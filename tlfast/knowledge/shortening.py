@@ -8,6 +8,11 @@ from collections.abc import Callable
 # what ends a clause: punctuation before a blank, a dash between blanks, a parenthesis, or a word that begins another
 _CLAUSE_END = re.compile(r"(?<=[;:,.!?])\s+|\s+(?=--|\()|(?<=\))\s+|\s+(?=(?:which|that|who|whose|when|where|while)\b)")
 _TRAILING = " ,;:-("
+# what cannot end a definition, as a parenthesis in the middle of a clause may leave it
+_DANGLING = re.compile(
+    r"(?:^|\s+)(?:an?|and|as|at|by|for|from|in|of|on|or|the|to|with|which|that|who|whose|when|where|while)$",
+    re.IGNORECASE,
+)
 Fits = Callable[[str], bool]
 
 
@@ -25,7 +30,7 @@ def shorten(text: str, fits: Fits) -> str | None:
         return text
     parts = clauses(text)
     for count in range(len(parts) - 1, 0, -1):
-        beginning = " ".join(parts[:count]).rstrip(_TRAILING)
+        beginning = _close(" ".join(parts[:count]))
         if beginning and beginning.count("(") == beginning.count(")") and fits(beginning):
             return beginning
     return None
@@ -53,3 +58,11 @@ def chunk(text: str, fits: Fits) -> list[str] | None:
             else:
                 return None
     return [*pieces, current] if current else pieces
+
+
+def _close(text: str) -> str:
+    """The text without punctuation and words at its end that announce more."""
+    before = None
+    while text != before:
+        before, text = text, _DANGLING.sub("", text.rstrip(_TRAILING))
+    return text
