@@ -55,12 +55,11 @@ class Dictionary(ABC):
         if not text:
             raise InputError(f"name {name!r}: is empty; pass a word or several")
         form = text.casefold()
-        for kind, senses in (
-            ("exact" if self.blanks or " " not in form else "underscored", self._written(form, ALL_POS)),
-            ("underscored", self._respelled(form, ALL_POS)),
-        ):
-            if senses:
-                return Match(name, kind, text, tuple(_by_case(text, senses)))
+        if senses := self._written(form, ALL_POS):
+            kind = "exact" if self.blanks or " " not in form else "underscored"
+            return Match(name, kind, text, tuple(_by_case(text, senses)))
+        if senses := self._respelled(form, ALL_POS):
+            return Match(name, "underscored", text, tuple(_by_case(text, senses)))
         parts = take_apart(text)
         return self._by_lemma(name, parts) or (self._by_head(name, parts) if back_off else None) or _nothing(name)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 _PARENTHESES = re.compile(r"\(([^()]*)\)")
 _COMMA_OR_SLASH = re.compile(r"\s*[,;/]\s*")
 _OR = re.compile(r"\s+or\s+", re.IGNORECASE)
+_NO_LETTERS = re.compile(r"[\W_]+")
 _WORD = re.compile(r"[^\W_]+")
 PREPOSITIONS = frozenset({"of", "with", "without", "in", "on", "for", "from", "at"})
 
@@ -68,7 +69,7 @@ def collapse(text: str) -> str:
     folded = fold(text)
     if not folded.isascii():
         folded = "".join(c for c in unicodedata.normalize("NFKD", folded) if not unicodedata.combining(c))
-    return "".join(filter(str.isalnum, folded)) or folded
+    return _NO_LETTERS.sub("", folded) or folded
 
 
 def content_words(text: str) -> set[str]:

@@ -93,13 +93,17 @@ def _split_header(text: str) -> tuple[str, str]:
     return text[:start], text[start:]
 
 
-def parse_offsets(path: Path, lemma: str, rest: str) -> list[int]:
-    """The synset offsets of an index line, in order of sense number: how often each sense is used in tagged texts."""
+def parse_offsets(rest: str) -> list[int]:
+    """The synset offsets of an index line, in order of sense number: how often each sense is used in tagged texts.
+
+    rest: pos synset_cnt p_cnt [ptr_symbol ...] sense_cnt tagsense_cnt synset_offset [synset_offset ...].
+    Raises ValueError or IndexError for another form.
+    """
     fields = rest.split()
-    try:
-        return [int(offset) for offset in fields[5 + int(fields[2]) :]]
-    except (ValueError, IndexError):
-        raise InputError(f"{path}: the line of {lemma!r} is malformed ({rest[:60]!r}); install WordNet again") from None
+    first = 5 + int(fields[2])
+    if len(fields) != first + int(fields[1]):
+        raise ValueError("the line has not as many offsets as it says")
+    return [int(offset) for offset in fields[first:]]
 
 
 def read_exceptions(path: Path) -> dict[str, tuple[str, ...]]:

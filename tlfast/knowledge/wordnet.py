@@ -103,11 +103,20 @@ class WordNet(Dictionary):
         for part in pos:
             rest = self._index[part].get(lemma)
             if rest is not None:
-                path = self.folder / f"index.{FILES[part]}"
-                synsets = [self._synset((part, offset)) for offset in parse_offsets(path, lemma, rest)]
                 written = lemma.replace("_", " ")
-                found += [self._sense(synset, _spelling(synset, written)) for synset in synsets]
+                for offset in self._offsets(part, lemma, rest):
+                    synset = self._synset((part, offset))
+                    found.append(self._sense(synset, _spelling(synset, written)))
         return found
+
+    def _offsets(self, pos: str, lemma: str, rest: str) -> list[int]:
+        try:
+            return parse_offsets(rest)
+        except (ValueError, IndexError):
+            path = self.folder / f"index.{FILES[pos]}"
+            raise InputError(
+                f"{path}: the line of {lemma!r} is malformed ({rest[:60]!r}); install WordNet again"
+            ) from None
 
     def _synset(self, key: Key) -> Synset:
         synset = self._synsets.get(key)
@@ -126,13 +135,10 @@ class WordNet(Dictionary):
         """Names up to the root, along the first hypernym of each synset."""
         chain = self._chains.get(key)
         if chain is None:
-            names, passed, parents = [], {key}, self._synset(key).parents
-            while parents and parents[0] not in passed:
-                passed.add(parents[0])
-                above = self._synset(parents[0])
-                names.append(above.words[0])
-                parents = above.parents
-            chain = self._chains[key] = tuple(names)
+            self._chains[key] = chain = ()  # where a circle would come back to it
+            for above in self._synset(key).parents[:1]:
+                chain = (self._synset(above).words[0], *self._chain(above))
+            self._chains[key] = chain
         return chain
 
     def _ancestors(self, key: Key) -> frozenset[str]:
