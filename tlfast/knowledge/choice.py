@@ -11,7 +11,7 @@ from .sense import Match, Sense
 
 CHOICES = ("first", "nearest")
 
-# Chosen with MiniLM-L6 on the 1,000 ImageNet names, of which the first 398 must be animals and the next 502 artifacts, and
+# Chosen with MiniLM-L6 on the 1,000 ImageNet names, whose first 398 must be animals and the next 502 artifacts, and
 # on 30 small sets of classes: right for 220 of ImageNet's 236 ambiguous names, against 167 by the first sense.
 NEIGHBOURS = 5
 PRIOR = 0.02

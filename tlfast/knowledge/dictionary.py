@@ -140,7 +140,7 @@ def _by_case(text: str, senses: Sequence[Sense]) -> list[Sense]:
     """A name in small letters means common nouns before proper ones: "crane" is no Stephen Crane."""
     if not text.islower():
         return list(senses)
-    return sorted(senses, key=lambda sense: not sense.lemma.islower())
+    return sorted(senses, key=lambda sense: (ALL_POS.index(sense.pos), not sense.lemma.islower()))
 
 
 def _nothing(name: str) -> Match:

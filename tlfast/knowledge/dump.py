@@ -62,8 +62,11 @@ class Dump:
     def go_to(self, offset: int, line: int) -> None:
         """Go on at an offset that was reached before."""
         start = max(0, offset - _WINDOW)
-        self._file.seek(start)
-        window = self._file.read(offset - start)
+        try:
+            self._file.seek(start)
+            window = self._file.read(offset - start)
+        except (OSError, EOFError) as error:
+            raise InputError(f"{self.path}: {error}; download the file again") from None
         self.offset, self.line = start + len(window), line
         self._recent, self._recent_size = deque([window]), len(window)
 

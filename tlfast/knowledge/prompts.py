@@ -10,7 +10,7 @@ from typing import Any
 from ..data.errors import InputError
 from ..data.lines import read_lines
 from .sense import Sense
-from .shortening import chunk, shorten
+from .shortening import chunk, close, shorten
 
 TEMPLATES = ("a photo of a {}.",)
 FITTINGS = ("auto", "shorten", "chunk")
@@ -124,7 +124,7 @@ def _shortened(
         if said is None or (said != sense.definition and len(said.split()) < _LEAST_WORDS):
             if not by_words:
                 return None
-            said = next(iter(chunk(sense.definition, fits) or ()), "")
+            said = close(next(iter(chunk(sense.definition, fits) or ()), ""))
         whole = whole and said == sense.definition
         texts.append((f"{text} ; {name} , {said}" if said else text,))
     said_any = any(text != bare for (text,), bare in zip(texts, plain, strict=True))

@@ -10,7 +10,8 @@ _CLAUSE_END = re.compile(r"(?<=[;:,.!?])\s+|\s+(?=--|\()|(?<=\))\s+|\s+(?=(?:whi
 _TRAILING = " ,;:-("
 # what cannot end a definition, as a parenthesis in the middle of a clause may leave it
 _DANGLING = re.compile(
-    r"(?:^|\s+)(?:an?|and|as|at|by|for|from|in|of|on|or|the|to|with|which|that|who|whose|when|where|while)$",
+    r"(?:^|\s+)(?:an?|and|as|at|by|for|from|in|of|on|or|the|to|with|which|that|who|whose|when|where|while)"
+    r"(?:\s+\([^()]*\))?$",
     re.IGNORECASE,
 )
 Fits = Callable[[str], bool]
@@ -30,7 +31,7 @@ def shorten(text: str, fits: Fits) -> str | None:
         return text
     parts = clauses(text)
     for count in range(len(parts) - 1, 0, -1):
-        beginning = _close(" ".join(parts[:count]))
+        beginning = close(" ".join(parts[:count]))
         if beginning and beginning.count("(") == beginning.count(")") and fits(beginning):
             return beginning
     return None
@@ -60,8 +61,8 @@ def chunk(text: str, fits: Fits) -> list[str] | None:
     return [*pieces, current] if current else pieces
 
 
-def _close(text: str) -> str:
-    """The text without punctuation and words at its end that announce more."""
+def close(text: str) -> str:
+    """The text without punctuation and words at its end that announce more, such as "and (usually)"."""
     before = None
     while text != before:
         before, text = text, _DANGLING.sub("", text.rstrip(_TRAILING))

@@ -53,13 +53,13 @@ def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
 def rows_of(entry: dict[str, Any], path: Path, number: int, language: str) -> Iterator[Row]:
     """The rows of an entry, its senses in their order; none where it is of another language or part of speech.
 
-    Raises InputError where `senses` and what is in it have other types than wiktextract's.
+    Raises InputError where fields have other types than wiktextract's.
     """
-    word, pos = entry.get("word"), POS.get(entry.get("pos", ""))
-    if pos is None or not isinstance(word, str) or not word.strip() or entry.get("lang_code") != language:
-        return
-    proper = entry["pos"] == "name"
     try:
+        word, pos = entry.get("word", ""), POS.get(entry.get("pos", ""))
+        if pos is None or not word.strip() or entry.get("lang_code") != language:
+            return
+        proper = entry["pos"] == "name"
         rows = [*_senses(entry, word, pos, proper), *_forms(entry, word, pos, proper)]
     except (TypeError, AttributeError, KeyError) as error:
         raise InputError(

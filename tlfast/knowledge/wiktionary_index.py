@@ -104,8 +104,10 @@ def _fill(database: sqlite3.Connection, dump: Dump, language: str, progress: Pro
                 rows, before = [], dump.offset
                 if progress is not None:
                     progress(dump.offset)
-    finally:  # a malformed line and Ctrl-C keep what was read
+    except InputError:  # what precedes a malformed line is kept
         _commit(database, dump, before, rows)
+        raise
+    _commit(database, dump, before, rows)
 
 
 def _commit(database: sqlite3.Connection, dump: Dump, before: int, rows: list[Row]) -> None:
