@@ -210,6 +210,10 @@ def test_a_changed_dump_is_noticed(dump, wiktionary):
     with pytest.raises(InputError, match=r"has changed since .* was made of it; rebuild the index"):
         Wiktionary(dump)
     assert said(Wiktionary(dump, rebuild=True), "mouse") == ["Any small rodent", "To hunt mice"]
+    dump.unlink()
+    with pytest.raises(InputError, match="there is no such file"):
+        Wiktionary(dump, rebuild=True)
+    assert wiktionary.index.exists()
 
 
 def test_two_processes_do_not_write_twice(tmp_path, monkeypatch):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..data.read import read_examples
-from .dictionary import Dictionary
+from .lexicon import Lexicon
 from .names import collapse, fold
 from .sense import Sense
 
 
-class Glossary(Dictionary):
+class Glossary(Lexicon):
     """Definitions from a .tsv, .csv or .jsonl file with the columns `name` and `definition`.
 
     Rows with the same name are its senses, in the file's order; all count as nouns.

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data.errors import InputError
-from .dictionary import Dictionary
 from .dump import Dump
 from .inflection import base_forms
+from .lexicon import Lexicon
 from .names import collapse, fold
 from .sense import Sense
 from .wiktionary_index import Progress, build, check_settings, connect, read_meta
@@ -18,7 +18,7 @@ _MOST_LINKS = 3  # from a form to its word: "geese" -> "goose", alternative spel
 _INDEX_SUFFIX = ".sqlite"
 
 
-class Wiktionary(Dictionary):
+class Wiktionary(Lexicon):
     """Wiktionary's definitions of one language.
 
     dump: wiktextract's JSONL, one object for each word and part of speech (.jsonl or .jsonl.gz), which is indexed at
@@ -93,6 +93,8 @@ class Wiktionary(Dictionary):
 def _bring_up(path: Path, index: Path, language: str, rebuild: bool, progress: Progress | None) -> None:
     """Make the index or go on with it, unless it is whole and of this very dump."""
     if rebuild:
+        with Dump(path):  # an index whose dump is gone could not be made again
+            pass
         index.unlink(missing_ok=True)
     if index.exists():
         database = connect(index)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..data.errors import InputError
-from .dictionary import ALL_POS, Dictionary
 from .inflection import base_forms
+from .lexicon import ALL_POS, Lexicon
 from .names import collapse, fold
 from .sense import Match, Sense
 from .wndb import FILES, DataFile, Synset, find_folder, parse_offsets, read_exceptions, read_index
@@ -19,7 +19,7 @@ _WNID_VERSION = "3.0"
 Key = tuple[str, int]
 
 
-class WordNet(Dictionary):
+class WordNet(Lexicon):
     """WordNet (Miller, CACM 1995), version 3.0 where ImageNet's wnids are to mean what they do there.
 
     folder: with index.noun and data.noun, or the one above dict/; None: $TLFAST_WORDNET, $WNSEARCHDIR, $WNHOME/dict and
