@@ -60,6 +60,7 @@ PYBIND11_MODULE(_C, m) {
   define(m, "linear_cpu", tl_linear_cpu);
   define(m, "linear_fp32_cpu", tl_linear_fp32_cpu);
   define(m, "packed_attention_cpu", tl_packed_attention_cpu);
+  define(m, "packed_blocks_cpu", tl_packed_blocks_cpu);
 #ifdef TLFAST_WITH_CUDA
   define(m, "rung_forward_cuda", tl_rung_forward_cuda);
   define(m, "rung_backward_cuda", tl_rung_backward_cuda);

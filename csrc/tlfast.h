@@ -95,7 +95,7 @@ int tl_dropout_add_backward_cpu(const float *dz, float *dx, int64_t rows, int64_
 
 // norm_tap:  total = x + residual,  y = (total - mean) / sqrt(variance + eps) * weight + bias over the last dimension, from
 //   the unrounded sum; rms != 0: y = total / sqrt(mean square + eps) * weight + bias.
-//   x and residual (rows, width) with row strides; total and y contiguous; all of dtype `dtype`. residual null: total is
+//   x and residual (rows, width) with row strides; total and y contiguous; all of dtype `dtype`. total may be null; residual null: total is
 //   x, and null. weight and bias (width) fp32, either may be null. values (rows, width) and scale (rows): y quantised as
 //   quantise_rows does, or both null.
 int tl_norm_tap_cpu(const void *x, const void *residual, const float *weight, const float *bias, void *total, void *y,
@@ -166,6 +166,7 @@ int tl_linear_cpu(const void *x, const void *weight, const float *scale, const u
 int tl_linear_fp32_cpu(const float *x, const float *weight, const float *bias, float *y, int64_t rows, int64_t inputs,
                        int64_t outputs, int64_t x_stride, int64_t weight_stride, int64_t y_stride, int activation,
                        int threads);
+
 // packed_attention:  out = softmax(scale q k^T + bias) v a head, for sequences packed one behind the other.
 //   q (tokens, heads, head_dim), k and v (tokens of keys, kv_heads, head_dim) with strides for row and head, the last
 //   dimension contiguous; out like q but contiguous; all of dtype `dtype`; heads a multiple of kv_heads. Sequence b has
@@ -178,6 +179,35 @@ int tl_packed_attention_cpu(const void *q, const void *k, const void *v, const i
                             int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t q_row, int64_t q_head,
                             int64_t k_row, int64_t k_head, int64_t v_row, int64_t v_head, int64_t bias_head,
                             int64_t bias_row, int64_t window, int dtype, int causal, double scale, int threads);
+
+// A linear layer as linear_cpu takes it, and a norm; all pointers but `weight` may be null.
+struct tl_linear {
+  const void *weight;
+  const float *scale;
+  const uint8_t *group_scale;
+  const float *smooth, *bias;
+  int64_t inputs, outputs, format, gated;
+};
+struct tl_norm {
+  const float *weight, *bias;
+  double eps;
+};
+struct tl_block {
+  struct tl_linear qkv, output, up, down;
+  struct tl_norm attention_norm, feed_forward_norm;
+  int64_t window;  // as packed_attention takes it
+};
+
+// packed_blocks: `count` blocks of a transformer over packed sequences, to the bit what linear, packed_attention and norm_tap
+//   give one after the other. x (tokens, width) contiguous in dtype bf16; final_norm null: none. outputs: the address of
+//   each block's output like x, null where it is not wanted, then that of the last hidden state, which is the last
+//   block's output where there is no final norm. Of a row of qkv, k begins at k_offset and v at v_offset.
+int tl_packed_blocks_cpu(const void *x, const struct tl_block *blocks, const struct tl_norm *final_norm,
+                         const int32_t *starts, const float *bias, const float *cosines, const float *sines,
+                         void *const *outputs, int64_t sequences, int64_t count, int64_t width, int64_t heads,
+                         int64_t kv_heads, int64_t head_dim, int64_t k_offset, int64_t v_offset, int64_t bias_head,
+                         int64_t bias_row, int dtype, int placement, int rms, int activation, int causal, double scale,
+                         int threads);
 
 #ifdef TLFAST_WITH_CUDA
 // As on the CPU. In the backward dbias and dalpha are accumulated into and must come zeroed.

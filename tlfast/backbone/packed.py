@@ -16,6 +16,8 @@ from torch import nn
 
 from ..ops.frozen_linear import frozen_linear
 from ..ops.packed_attention import packed_attention
+from ..ops.packed_blocks import Form, Table, packed_blocks
+from ..ops.packed_blocks import why_not as why_not_at_once
 from .families import ACTIVATIONS
 from .packed_block import CrossAttention, Norm, PackedBlock, packed_block
 from .parts import submodule
@@ -52,11 +54,43 @@ class PackedStack:
         norm = None if model_type in _NORM_IS_THE_POOLERS else stack.final_norm
         self.final_norm = None if norm is None else Norm.of(norm, stack.spec.norm == "rms")
         self.activation = ACTIVATIONS[stack.spec.activation]
+        self._form, self._table = self._at_once()
 
     def run(
         self, x: torch.Tensor, sequences: Sequences, taps: tuple[int, ...]
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """x (T, D), what the first block reads -> the tapped blocks' outputs and the last hidden state."""
+        if self._table is not None and why_not_at_once(x, self._table, sequences.cu_seqlens) is None:
+            places = sequences.cu_seqlens, taps, sequences.bias, sequences.rotation
+            return packed_blocks(x, self._table, self._form, *places)
+        return self.run_one_by_one(x, sequences, taps)
+
+    def _at_once(self) -> tuple[Form, Table | None]:
+        """The blocks as ops.packed_blocks takes them; no table where they have more to them than it runs."""
+        spec, widths = self.spec, self.blocks[0].widths if self.blocks else (0, 0, 0)
+        scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
+        form = Form(
+            spec.heads,
+            spec.kv_heads,
+            spec.head_dim,
+            widths[0],
+            widths[0] + widths[1],
+            scale,
+            spec.causal,
+            spec.placement,
+            spec.norm == "rms",
+            self.activation,
+        )
+        blocks = [block.at_once() for block in self.blocks]
+        if spec.placement not in ("post", "pre") or (spec.placement == "post" and self.final_norm is not None):
+            return form, None
+        final_norm = None if self.final_norm is None else self.final_norm.weights
+        return form, None if None in blocks else Table([block for block in blocks if block is not None], final_norm)
+
+    def run_one_by_one(
+        self, x: torch.Tensor, sequences: Sequences, taps: tuple[int, ...]
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """The same, an operation at a time."""
         kept, pre = {}, self.spec.placement != "post"
         normed = self.blocks[0].attention_norm(x)[1] if pre and self.blocks else x
         for index, block in enumerate(self.blocks):

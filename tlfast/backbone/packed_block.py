@@ -11,6 +11,7 @@ from torch import nn
 from ..ops.frozen_linear import FrozenWeight
 from ..ops.frozen_linear.panels import padded
 from ..ops.norm_tap import norm_tap
+from ..ops.packed_blocks import BlockWeights, NormWeights
 from .families import ACTIVATIONS
 from .gated import Half
 from .linear import FrozenLinear
@@ -39,6 +40,12 @@ class Norm:
         # folding leaves ones and zeros behind
         kept_weight = None if weight is None or bool((weight == 1).all()) else weight.detach()
         return cls(kept_weight, None if bias is None or not bool(bias.any()) else bias.detach(), eps, rms)
+
+    @property
+    def weights(self) -> NormWeights:
+        """As ops.packed_blocks takes them."""
+        weight, bias = (None if part is None else part.contiguous() for part in (self.weight, self.bias))
+        return NormWeights(weight, bias, self.eps)
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """(x + residual, its norm)."""
@@ -77,6 +84,14 @@ class PackedBlock:
     attention_output_norm: Norm | None = None
     feed_forward_output_norm: Norm | None = None
     cross: CrossAttention | None = None
+
+    def at_once(self) -> BlockWeights | None:
+        """As ops.packed_blocks takes it, None where there is more to it."""
+        more = (self.query_norm, self.key_norm, self.attention_output_norm, self.feed_forward_output_norm, self.cross)
+        if any(part is not None for part in more):
+            return None
+        norms = self.attention_norm.weights, self.feed_forward_norm.weights
+        return BlockWeights(self.qkv, self.output, self.up, self.down, *norms, self.window)
 
 
 def why_not(stack: Stack, model: Any) -> str | None:

@@ -20,13 +20,13 @@ static float load_row(const T *x, float *u, int64_t width) {
   return sums.total();
 }
 
-// u = x + residual in float, and total = that in T; returns the sum over the row.
-template <class T>
+// u = x + residual in float, and total = that in T where it is wanted; returns the sum over the row.
+template <bool Total, class T>
 static float add_row(const T *x, const T *residual, float *u, T *total, int64_t width) {
   Sums sums;
   sweep(width, [&](auto kind, int64_t j, int part) TL_INLINE {
     const auto value = load<decltype(kind)>(x + j) + load<decltype(kind)>(residual + j);
-    store(total + j, value);
+    if constexpr (Total) store(total + j, value);
     store(u + j, value);
     sums.add(value, part);
   });
@@ -103,8 +103,13 @@ int tl_norm_tap_cpu(const void *x, const void *residual, const float *weight, co
     T *y_data = static_cast<T *>(y), *total_data = static_cast<T *>(total);
     return for_each_row_with_scratch(rows, width, threads, [&](int64_t i, float *u) {
       const T *row_x = x_data + i * x_stride, *row_residual = residual_data + i * residual_stride;
-      const float sum = residual == nullptr ? load_row(row_x, u, width)
-                                            : add_row(row_x, row_residual, u, total_data + i * width, width);
+      float sum;
+      if (residual == nullptr)
+        sum = load_row(row_x, u, width);
+      else if (total == nullptr)
+        sum = add_row<false>(row_x, row_residual, u, total_data, width);
+      else
+        sum = add_row<true>(row_x, row_residual, u, total_data + i * width, width);
       const float centre = rms ? 0.0f : sum / static_cast<float>(width);
       const int64_t next = i + 1 < rows ? i + 1 : i;
       const T *next_x = x_data + next * x_stride, *next_residual = residual_data + next * residual_stride;

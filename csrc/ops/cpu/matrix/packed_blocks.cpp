@@ -1,0 +1,184 @@
+// Blocks of a frozen transformer over packed sequences: a thread takes a few sequences through all blocks, so that what
+// lies between two operations stays in its cache and threads never wait for each other.
+#include <algorithm>
+#include <atomic>
+
+#include "dtype.h"
+#include "isa.h"
+#include "parallel.h"
+#include "scratch.h"
+#include "status.h"
+
+namespace TL_ISA {
+
+int tl_linear_cpu(const void *x, const void *weight, const float *scale, const uint8_t *group_scale,
+                  const float *smooth, const float *bias, void *y, int64_t rows, int64_t inputs, int64_t outputs,
+                  int64_t x_stride, int64_t y_stride, int x_dtype, int y_dtype, int format, int activation, int gated,
+                  int threads);
+int tl_norm_tap_cpu(const void *x, const void *residual, const float *weight, const float *bias, void *total, void *y,
+                    int8_t *values, float *scale, int64_t rows, int64_t width, int64_t x_stride,
+                    int64_t residual_stride, int dtype, int rms, double eps, int threads);
+int tl_packed_attention_cpu(const void *q, const void *k, const void *v, const int32_t *starts, const int32_t *starts_k,
+                            const float *bias, const float *cosines, const float *sines, void *out, int64_t batch,
+                            int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t q_row, int64_t q_head,
+                            int64_t k_row, int64_t k_head, int64_t v_row, int64_t v_head, int64_t bias_head,
+                            int64_t bias_row, int64_t window, int dtype, int causal, double scale, int threads);
+
+// Tokens that go through the blocks together: enough that reading the weights costs little, few enough that their
+// activations fit the L2 cache beside a group of panels.
+static constexpr int64_t CHUNK_TOKENS = 256;
+
+static constexpr int64_t NUMBER = sizeof(tl_bf16);
+
+static inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
+
+struct Blocks {
+  const uint8_t *x;
+  const tl_block *blocks;
+  const tl_norm *final_norm;
+  const int32_t *starts;
+  const float *bias, *cosines, *sines;
+  uint8_t *const *outputs;  // one a block, null where it is not tapped; then the last hidden state
+  int64_t sequences, count, width, heads, kv_heads, head_dim, k_offset, v_offset, bias_head, bias_row;
+  int dtype, placement, rms, activation, causal;
+  double scale;
+};
+
+// What a thread's tokens go through; rows are contiguous.
+class Chunk {
+ public:
+  Chunk(const Blocks &all, int64_t first_sequence, int64_t last_sequence)
+      : all_(all), first_sequence_(first_sequence), sequences_(last_sequence - first_sequence),
+        first_(all.starts[first_sequence]), tokens_(all.starts[last_sequence] - first_) {}
+
+  int run() {
+    if (tokens_ == 0) return TL_OK;
+    int64_t widest = 0;
+    for (int64_t b = 0; b < all_.count; ++b)
+      widest = std::max({widest, all_.blocks[b].qkv.outputs, all_.blocks[b].down.inputs});
+    const int64_t row = round_up(all_.width * NUMBER, 64), wide_row = round_up(widest * NUMBER, 64);
+    const int64_t heads_row = round_up(all_.heads * all_.head_dim * NUMBER, 64);
+    uint8_t *memory = kept_scratch<4>(tokens_ * (4 * row + wide_row + heads_row) + 64);
+    if (memory == nullptr) return TL_OUT_OF_MEMORY;
+    const auto take = [&](int64_t bytes) { return (memory += bytes) - bytes; };
+    change_ = take(tokens_ * row), middle_ = take(tokens_ * row), normed_ = take(tokens_ * row), own_ = take(tokens_ * row);
+    attended_ = take(tokens_ * heads_row), wide_ = take(tokens_ * wide_row);
+    return all_.placement == TL_PRE_NORM ? pre_norm() : post_norm();
+  }
+
+ private:
+  int post_norm() {
+    const uint8_t *x = at(all_.x);
+    for (int64_t b = 0; b < all_.count; ++b) {
+      const tl_block &block = all_.blocks[b];
+      uint8_t *out = output(b);
+      if (int status = attend(block, x)) return status;
+      if (int status = norm(block.attention_norm, change_, x, nullptr, middle_)) return status;
+      if (int status = feed_forward(block, middle_)) return status;
+      if (int status = norm(block.feed_forward_norm, change_, middle_, nullptr, out)) return status;
+      x = out;
+    }
+    return TL_OK;
+  }
+
+  int pre_norm() {
+    const uint8_t *x = at(all_.x);
+    if (int status = norm(all_.blocks[0].attention_norm, x, nullptr, nullptr, normed_)) return status;
+    for (int64_t b = 0; b < all_.count; ++b) {
+      const tl_block &block = all_.blocks[b];
+      const bool last = b + 1 == all_.count;
+      const tl_norm *after = last ? all_.final_norm : &all_.blocks[b + 1].attention_norm;
+      uint8_t *out = output(b), *normed = last && after != nullptr ? at(all_.outputs[all_.count]) : normed_;
+      if (int status = attend(block, normed_)) return status;
+      if (int status = norm(block.feed_forward_norm, change_, x, middle_, normed_)) return status;
+      if (int status = feed_forward(block, normed_)) return status;
+      // without a norm behind them the sum alone is kept
+      if (int status = norm(after == nullptr ? block.feed_forward_norm : *after, change_, middle_, out, normed))
+        return status;
+      x = out;
+    }
+    return TL_OK;
+  }
+
+  template <class T>
+  T *at(T *rows) const { return rows + first_ * all_.width * NUMBER; }
+  uint8_t *output(int64_t b) const {
+    if (all_.outputs[b] != nullptr) return at(all_.outputs[b]);
+    const bool last_hidden_state = b + 1 == all_.count && all_.final_norm == nullptr;
+    return last_hidden_state ? at(all_.outputs[all_.count]) : own_;
+  }
+
+  int norm(const tl_norm &norm, const uint8_t *x, const uint8_t *residual, uint8_t *total, uint8_t *y) const {
+    return tl_norm_tap_cpu(x, residual, norm.weight, norm.bias, total, y, nullptr, nullptr, tokens_, all_.width,
+                           all_.width, all_.width, all_.dtype, all_.rms, norm.eps, 1);
+  }
+
+  int linear(const tl_linear &layer, const uint8_t *x, uint8_t *y, int activation) const {
+    const int64_t width = layer.gated ? layer.outputs / 2 : layer.outputs;
+    return tl_linear_cpu(x, layer.weight, layer.scale, layer.group_scale, layer.smooth, layer.bias, y, tokens_,
+                         layer.inputs, layer.outputs, layer.inputs, width, all_.dtype, all_.dtype,
+                         static_cast<int>(layer.format), activation, layer.gated != 0, 1);
+  }
+
+  // change = attention(x)
+  int attend(const tl_block &block, const uint8_t *x) const {
+    if (int status = linear(block.qkv, x, wide_, TL_NO_ACTIVATION)) return status;
+    const int64_t row = block.qkv.outputs, hd = all_.head_dim;
+    // the offsets count from the first of all sequences
+    const uint8_t *q = wide_ - first_ * row * NUMBER;
+    uint8_t *out = attended_ - first_ * all_.heads * hd * NUMBER;
+    const int32_t *starts = all_.starts + first_sequence_;
+    if (int status = tl_packed_attention_cpu(
+            q, q + all_.k_offset * NUMBER, q + all_.v_offset * NUMBER, starts, starts, all_.bias, all_.cosines,
+            all_.sines, out, sequences_, all_.heads, all_.kv_heads, hd, row, hd, row, hd, row, hd, all_.bias_head,
+            all_.bias_row, block.window, all_.dtype, all_.causal, all_.scale, 1))
+      return status;
+    return linear(block.output, attended_, change_, TL_NO_ACTIVATION);
+  }
+
+  // change = feed_forward(x)
+  int feed_forward(const tl_block &block, const uint8_t *x) const {
+    if (int status = linear(block.up, x, wide_, all_.activation)) return status;
+    return linear(block.down, wide_, change_, TL_NO_ACTIVATION);
+  }
+
+  const Blocks &all_;
+  int64_t first_sequence_, sequences_, first_, tokens_;
+  uint8_t *change_ = nullptr, *middle_ = nullptr, *normed_ = nullptr, *own_ = nullptr, *attended_ = nullptr;
+  uint8_t *wide_ = nullptr;
+};
+
+int tl_packed_blocks_cpu(const void *x, const tl_block *blocks, const tl_norm *final_norm, const int32_t *starts,
+                         const float *bias, const float *cosines, const float *sines, void *const *outputs,
+                         int64_t sequences, int64_t count, int64_t width, int64_t heads, int64_t kv_heads,
+                         int64_t head_dim, int64_t k_offset, int64_t v_offset, int64_t bias_head, int64_t bias_row,
+                         int dtype, int placement, int rms, int activation, int causal, double scale, int threads) {
+  if (dtype != TL_BF16) return tl_fail(TL_BAD_ARGUMENT, "packed_blocks: dtype code %d is not bfloat16", dtype);
+  const Blocks all = {static_cast<const uint8_t *>(x), blocks, final_norm, starts, bias, cosines, sines,
+                      reinterpret_cast<uint8_t *const *>(outputs), sequences, count, width, heads, kv_heads, head_dim,
+                      k_offset, v_offset, bias_head, bias_row, dtype, placement, rms, activation, causal, scale};
+  const int64_t tokens = starts[sequences];
+  const int64_t chunks = round_up(std::max<int64_t>(1, (tokens + CHUNK_TOKENS / 2) / CHUNK_TOKENS), threads);
+  std::atomic<int> failed{TL_OK};
+  parallel_for(chunks, threads, [&](int64_t chunk) {
+    const auto begin = [&](int64_t c) {
+      return std::lower_bound(starts, starts + sequences, static_cast<int32_t>(c * tokens / chunks)) - starts;
+    };
+    const int64_t first = begin(chunk), last = chunk + 1 == chunks ? sequences : begin(chunk + 1);
+    if (first < last)
+      if (int status = Chunk(all, first, last).run()) failed = status;
+  });
+  return failed ? tl_fail(failed, "packed_blocks: no memory for the activations of %lld tokens", (long long)tokens) : TL_OK;
+}
+
+}  // namespace TL_ISA
+
+#define PARAMETERS                                                                                                     \
+  (const void *x, const tl_block *blocks, const tl_norm *final_norm, const int32_t *starts, const float *bias,         \
+   const float *cosines, const float *sines, void *const *outputs, int64_t sequences, int64_t count, int64_t width,    \
+   int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t k_offset, int64_t v_offset, int64_t bias_head,           \
+   int64_t bias_row, int dtype, int placement, int rms, int activation, int causal, double scale, int threads)
+TL_MATRIX_ENTRY(tl_packed_blocks_cpu, PARAMETERS,
+                (x, blocks, final_norm, starts, bias, cosines, sines, outputs, sequences, count, width, heads, kv_heads,
+                 head_dim, k_offset, v_offset, bias_head, bias_row, dtype, placement, rms, activation, causal, scale,
+                 threads))
