@@ -61,6 +61,10 @@ PYBIND11_MODULE(_C, m) {
   define(m, "linear_fp32_cpu", tl_linear_fp32_cpu);
   define(m, "packed_attention_cpu", tl_packed_attention_cpu);
   define(m, "packed_blocks_cpu", tl_packed_blocks_cpu);
+  define(m, "contrastive_softmax_forward_cpu", tl_contrastive_softmax_forward_cpu);
+  define(m, "contrastive_softmax_backward_cpu", tl_contrastive_softmax_backward_cpu);
+  define(m, "contrastive_sigmoid_forward_cpu", tl_contrastive_sigmoid_forward_cpu);
+  define(m, "contrastive_sigmoid_backward_cpu", tl_contrastive_sigmoid_backward_cpu);
 #ifdef TLFAST_WITH_CUDA
   define(m, "rung_forward_cuda", tl_rung_forward_cuda);
   define(m, "rung_backward_cuda", tl_rung_backward_cuda);

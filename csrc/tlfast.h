@@ -209,6 +209,27 @@ int tl_packed_blocks_cpu(const void *x, const struct tl_block *blocks, const str
                          int64_t bias_row, int dtype, int placement, int rms, int activation, int causal, double scale,
                          int threads);
 
+// contrastive: a tile of products u_i . v_j, (rows, columns) fp32 with row stride `stride`, is worked on in place. s = scale
+//   product. Row i's own pair is the column i + diagonal where that is in the tile; it is left out of sums over the others.
+// softmax, forward: adds a tile to the running maximum and sum of exp(s - maximum) of its rows and of its columns, which
+//   start as -inf and 0, and writes own (rows), the own pairs' s.
+int tl_contrastive_softmax_forward_cpu(float *tile, float *row_maximum, float *row_sum, float *column_maximum,
+                                       float *column_sum, float *own, int64_t rows, int64_t columns, int64_t stride,
+                                       int64_t diagonal, double scale, int threads);
+// softmax, backward: tile = row_weight exp(s - row_lse) + column_weight exp(s - column_lse), own_weight for own pairs.
+int tl_contrastive_softmax_backward_cpu(float *tile, const float *row_lse, const float *row_weight,
+                                        const float *column_lse, const float *column_weight, const float *own_weight,
+                                        int64_t rows, int64_t columns, int64_t stride, int64_t diagonal, double scale,
+                                        int threads);
+// sigmoid, forward: adds each row's sums of softplus(s + bias) and sigmoid(s + bias), which start as 0; writes own.
+int tl_contrastive_sigmoid_forward_cpu(float *tile, float *row_softplus, float *row_sigmoid, float *own, int64_t rows,
+                                       int64_t columns, int64_t stride, int64_t diagonal, double scale, double bias,
+                                       int threads);
+// sigmoid, backward: tile = row_weight sigmoid(s + bias), own_weight for own pairs.
+int tl_contrastive_sigmoid_backward_cpu(float *tile, const float *row_weight, const float *own_weight, int64_t rows,
+                                        int64_t columns, int64_t stride, int64_t diagonal, double scale, double bias,
+                                        int threads);
+
 #ifdef TLFAST_WITH_CUDA
 // As on the CPU. In the backward dbias and dalpha are accumulated into and must come zeroed.
 int tl_rung_forward_cuda(const void *p, const void *s, const float *bias, const float *alpha, void *z, int64_t rows,

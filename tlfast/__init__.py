@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 __all__ = ["LadderBank", "LadderConfig", "LadderModel", "__version__", "freeze", "nn", "ops"]
 
 _HOME = {"freeze": ".backbone", "LadderBank": ".ladder", "LadderConfig": ".ladder", "LadderModel": ".ladder"}
-_ROOMS = ("backbone", "data", "knowledge", "ladder", "nn", "training")
+_ROOMS = ("backbone", "contrastive", "data", "knowledge", "ladder", "nn", "training")
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,8 @@ from .add_norm import IMPLEMENTATIONS as _ADD_NORM
 from .add_norm import add_norm, prenorm
 from .attention import IMPLEMENTATIONS as _ATTENTION
 from .attention import attention
+from .contrastive import IMPLEMENTATIONS as _CONTRASTIVE
+from .contrastive import contrastive_sigmoid, contrastive_softmax
 from .dropout import dropout
 from .dropout_add import IMPLEMENTATIONS as _DROPOUT_ADD
 from .dropout_add import dropout_add
@@ -27,6 +29,8 @@ __all__ = [
     "FrozenWeight",
     "add_norm",
     "attention",
+    "contrastive_sigmoid",
+    "contrastive_softmax",
     "describe",
     "dropout",
     "dropout_add",
@@ -51,6 +55,8 @@ _IMPLEMENTATIONS = {
     "norm_tap": _NORM_TAP,
     "quantise_rows": _QUANTISE_ROWS,
     "packed_attention": _PACKED_ATTENTION,
+    "contrastive_softmax": _CONTRASTIVE,
+    "contrastive_sigmoid": _CONTRASTIVE,
 }
 
 

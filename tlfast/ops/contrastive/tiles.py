@@ -1,0 +1,57 @@
+"""The map of scores a bounded part at a time: what the implementations that never hold it share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]
+
+
+def parts(size: int, step: int) -> Iterator[slice]:
+    """Slices that cover range(size)."""
+    for first in range(0, size, step):
+        yield slice(first, min(first + step, size))
+
+
+def gradients(
+    u: torch.Tensor,
+    v: torch.Tensor,
+    scale: torch.Tensor,
+    tile: tuple[int, int],
+    need_du: bool,
+    need_dv: bool,
+    weights: Callable[[slice, slice], torch.Tensor],
+) -> Gradients:
+    """scale W v, scale W^T u and sum(W * (u v^T)) for the map W of d loss / d score, made tile by tile and used at once.
+
+    `weights(i, j)` makes W's rows i and columns j in the dtype of u and v, which it may overwrite the next time. Sums are
+    in float32 (float64 for float64). At least one of need_du and need_dv must be set: the last result comes from it.
+    """
+    wide = torch.promote_types(u.dtype, torch.float32)
+    du = torch.zeros(u.shape, dtype=wide, device=u.device) if need_du else None
+    dv = torch.zeros(v.shape, dtype=wide, device=v.device) if need_dv else None
+    for i in parts(u.shape[0], tile[0]):
+        for j in parts(v.shape[0], tile[1]):
+            w = weights(i, j)
+            if du is not None:
+                _add_product(du[i], w, v[j])
+            if dv is not None:
+                _add_product(dv[j], w.T, u[i])
+    inputs, found = (u, du) if du is not None else (v, dv)
+    assert found is not None
+    dscale = torch.zeros((), dtype=torch.float64, device=u.device)
+    for i in parts(inputs.shape[0], tile[0]):
+        dscale += torch.linalg.vecdot(inputs[i].to(wide), found[i]).sum(dtype=torch.float64)
+    for gradient in (du, dv):
+        if gradient is not None:
+            gradient *= scale
+    return du, dv, dscale
+
+
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
