@@ -13,9 +13,14 @@ def group_by_label(labels: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(labels).scatter(0, order, number)
 
 
-def without_group_mean(x: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """(B, D) -> (B, D) in float32 (float64 for float64): each row minus the mean of its group's rows; 0 if alone."""
+def group_sizes(groups: torch.Tensor) -> torch.Tensor:
+    """(B,) -> (B,): how many rows have the group of each."""
+    return torch.zeros_like(groups).index_add(0, groups, torch.ones_like(groups))[groups]
+
+
+def group_means(x: torch.Tensor, groups: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """(B, D) -> (B, D) in float32 (float64 for float64): the mean of each row's group, 0 for a row that is alone in it."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    counts = wide.new_zeros(len(x)).index_add(0, groups, wide.new_ones(len(x)))
     sums = torch.zeros_like(wide).index_add(0, groups, wide)
-    return wide - sums[groups] / counts[groups, None]
+    weights = torch.where(sizes > 1, 1 / sizes.to(wide.dtype), 0.0)
+    return sums[groups] * weights[:, None]

@@ -8,7 +8,7 @@ import torch
 
 from ..ops import contrastive_sigmoid, contrastive_softmax
 from . import checks
-from .labels import group_by_label, without_group_mean
+from .labels import group_by_label, group_means, group_sizes
 from .sharing import Batch
 
 Scale = torch.Tensor | float
@@ -52,10 +52,12 @@ def unicl_loss(
     image, text = checks.embeddings(image, text)
     checks.labels(labels, image)
     batch = Batch(image, text, group)
-    softmax = _softmax_sum(batch, logit_scale, impl)
     groups = group_by_label(batch.gather_labels(labels))
-    positives = (image.to(softmax.dtype) * batch.own(without_group_mean(batch.texts, groups))).sum()
-    return _finish(batch, softmax + _scalar(logit_scale) * positives)
+    sizes = group_sizes(groups)
+    softmax = _softmax_sum(batch, logit_scale, impl, batch.own(sizes == 1))
+    # the sum over the images; that over the texts, v_j . mean(u of the label), is the same
+    positives = (image.to(softmax.dtype) * batch.own(group_means(batch.texts, groups, sizes))).sum()
+    return _finish(batch, softmax - _scalar(logit_scale, softmax) * positives)
 
 
 def clip_loss(
@@ -91,14 +93,24 @@ def siglip_loss(
     image, text = checks.embeddings(image, text)
     batch = Batch(image, text, group)
     others, own = contrastive_sigmoid(image, batch.texts, logit_scale, logit_bias, batch.first, impl)
-    return _finish(batch, others.sum() + _softplus(-own - _scalar(logit_bias)).sum())
+    return _finish(batch, others.sum() + _softplus(-own - _scalar(logit_bias, own)).sum())
 
 
-def _softmax_sum(batch: Batch, logit_scale: Scale, impl: str) -> torch.Tensor:
-    """Half the sum of the cross-entropies of this process's pairs in both directions."""
+def _softmax_sum(batch: Batch, logit_scale: Scale, impl: str, alone: torch.Tensor | None = None) -> torch.Tensor:
+    """Half the sum over this process's pairs and both directions of log-sum-exp minus own score, or of log-sum-exp.
+
+    alone: (N,) bool, the pairs whose own score is their only positive one, None for all; of the others nothing is
+    subtracted. Own scores are taken off here because the loss of such a pair can be near 0, where a difference of two
+    rounded numbers has no digits left; where a label repeats it is at least log 2.
+    """
     rows, columns, own = contrastive_softmax(batch.images, batch.texts, logit_scale, batch.first, impl)
-    columns = batch.combine_columns(columns)
-    return (_softplus(rows - own).sum() + _softplus(columns - own).sum()) / 2
+    total = own.new_zeros(())
+    for others in (rows, batch.combine_columns(columns)):
+        entropy = _softplus(others - own)
+        if alone is not None:
+            entropy = torch.where(alone, entropy, torch.logaddexp(others, own))
+        total = total + entropy.sum()
+    return total / 2
 
 
 def _softplus(x: torch.Tensor) -> torch.Tensor:
@@ -106,9 +118,9 @@ def _softplus(x: torch.Tensor) -> torch.Tensor:
     return torch.logaddexp(x.new_zeros(()), x)
 
 
-def _scalar(number: Scale) -> Scale:
+def _scalar(number: Scale, like: torch.Tensor) -> Scale:
     """A tensor of one element without dimensions: one on the CPU then also goes with what is on a GPU."""
-    return number.reshape(()) if isinstance(number, torch.Tensor) else number
+    return number.reshape(()).to(like.dtype) if isinstance(number, torch.Tensor) else number
 
 
 def _finish(batch: Batch, total: torch.Tensor) -> torch.Tensor:

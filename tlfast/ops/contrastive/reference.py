@@ -9,19 +9,20 @@ Sigmoid = tuple[torch.Tensor, torch.Tensor]
 
 
 def softmax(u: torch.Tensor, v: torch.Tensor, scale: torch.Tensor, offset: int) -> Softmax:
-    others, own = _scores(u, v, scale, offset)
+    scores = _scores(u, v, scale)
+    own = scores.diagonal(offset)[: u.shape[0]]
+    others = scores.diagonal_scatter(torch.full_like(own, -torch.inf), offset)
     return others.logsumexp(1), others.logsumexp(0), own
 
 
 def sigmoid(u: torch.Tensor, v: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, offset: int) -> Sigmoid:
-    others, own = _scores(u, v, scale, offset)
-    # logaddexp(0, x) is softplus(x) without the threshold of F.softplus
-    return torch.logaddexp(others.new_zeros(()), others + bias).sum(1), own
-
-
-def _scores(u: torch.Tensor, v: torch.Tensor, scale: torch.Tensor, offset: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The map (N, M) with -inf in place of own pairs, and those."""
-    wide = torch.promote_types(u.dtype, torch.float32)
-    scores = scale.to(wide) * (u.to(wide) @ v.to(wide).T)
+    scores = _scores(u, v, scale)
     own = scores.diagonal(offset)[: u.shape[0]]
-    return scores.diagonal_scatter(torch.full_like(own, -torch.inf), offset), own
+    # logaddexp(0, x) is softplus(x) without the threshold of F.softplus
+    softplus = torch.logaddexp(scores.new_zeros(()), scores + bias)
+    return softplus.diagonal_scatter(torch.zeros_like(own), offset).sum(1), own
+
+
+def _scores(u: torch.Tensor, v: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    wide = torch.promote_types(u.dtype, torch.float32)
+    return scale.to(wide) * (u.to(wide) @ v.to(wide).T)
