@@ -53,6 +53,7 @@ def test_sections_are_in_their_order():
         "Sentence embeddings",
         "Class names with knowledge",
         "More than one process",
+        "A contrastive loss without the B x B matrix",
         "Figures",
         "How it works",
         "Building with CUDA",
@@ -177,3 +178,9 @@ def test_the_language_models_code_runs(monkeypatch):
     assert (names["labels"] == -100).sum() == 1, "the shorter text is padded, and padding is not learned"
     assert names["tokens"].shape[0] == 1 and names["tokens"].shape[1] > 3
     assert all(p.grad is not None for p in names["model"].parameters() if p.requires_grad)
+
+
+def test_the_contrastive_code_runs():
+    names = {}
+    exec(next(code for code in code_blocks("python") if "unicl_loss" in code), names)
+    assert names["image"].grad.isfinite().all() and names["image"].grad.any()

@@ -24,7 +24,9 @@ def main(capability: int) -> None:
         pointers |= {f"{name}_ptr": POINTER[dtype] for name in ("u", "v", "w")}
         for kernel in KERNELS:
             for odd in ((), ("N", "M", "offset")):
-                compiled = compile_kernel(kernel, pointers, contrastive.config(dtype, "fwd" in kernel.__name__), capability, (), odd)
+                compiled = compile_kernel(
+                    kernel, pointers, contrastive.config(dtype, "fwd" in kernel.__name__), capability, (), odd
+                )
                 report(kernel, compiled, dtype=str(dtype), odd=bool(odd))
 
 

@@ -74,7 +74,12 @@ def test_clip_accuracy(impl, spread):
 @pytest.mark.parametrize("spread", [None, 0.3])
 @pytest.mark.parametrize("impl", IMPLS)
 def test_siglip_accuracy(impl, spread):
-    for rows, width, scale, bias in ((1, 16, 10.0, -10.0), (63, 100, 10.0, -10.0), (130, 33, 100.0, -30.0), (65, 64, 1.0, 5.0)):
+    for rows, width, scale, bias in (
+        (1, 16, 10.0, -10.0),
+        (63, 100, 10.0, -10.0),
+        (130, 33, 100.0, -30.0),
+        (65, 64, 1.0, 5.0),
+    ):
         inputs = (*make(rows, width, spread=spread), torch.tensor(scale), torch.tensor(bias))
         assert_accurate(lambda u, v, s, b: siglip_loss(u, v, s, b, impl=impl), plain_siglip, inputs)
 
@@ -132,7 +137,10 @@ def test_scale_of_zero_and_numbers_for_tensors(impl):
     image, text = make(9, 16)
     assert clip_loss(image, text, 0.0, impl=impl) == pytest.approx(torch.tensor(9.0).log().item(), rel=1e-6)
     for scale in (torch.tensor(20.0), torch.tensor([20.0]), torch.tensor(20.0, dtype=torch.float64)):
-        for ours in (clip_loss(image, text, scale, impl=impl), unicl_loss(image, text, torch.arange(9), scale, impl=impl)):
+        for ours in (
+            clip_loss(image, text, scale, impl=impl),
+            unicl_loss(image, text, torch.arange(9), scale, impl=impl),
+        ):
             assert ours.shape == () and ours.dtype == torch.float32
             assert ours.item() == pytest.approx(clip_loss(image, text, 20.0, impl=impl).item(), rel=1e-6)
     assert siglip_loss(image, text, torch.tensor([10.0]), torch.tensor([-10.0]), impl=impl).shape == ()
@@ -164,7 +172,7 @@ def test_only_the_gradients_that_are_wanted(impl, wanted):
 def test_group_numbers_and_means():
     labels = torch.tensor([5, -1, 2, 5, -1, 2, 2, 0])
     groups = group_by_label(labels)
-    assert 0 <= int(groups.min()) and int(groups.max()) < len(labels)
+    assert int(groups.min()) >= 0 and int(groups.max()) < len(labels)
     same = (labels[:, None] == labels) & (labels[:, None] >= 0) | torch.eye(8, dtype=torch.bool)
     assert torch.equal(groups[:, None] == groups, same)
     x = torch.randn(8, 3, dtype=torch.float64)
@@ -260,7 +268,10 @@ PAIR = {"image": torch.ones(3, 4), "text": torch.ones(3, 4), "labels": torch.ara
         ({"text": torch.ones(2, 4)}, ["text", "(3, 4)", "(2, 4)"]),
         ({"text": torch.ones(3, 5)}, ["text", "(3, 4)", "(3, 5)"]),
         ({"text": torch.ones(3, 4, device="meta")}, ["text", "meta", "cpu"]),
-        ({"image": torch.tensor([[1.0], [torch.nan], [torch.inf]]).expand(3, 4)}, ["image", "NaN", "2 of 3", "first 1"]),
+        (
+            {"image": torch.tensor([[1.0], [torch.nan], [torch.inf]]).expand(3, 4)},
+            ["image", "NaN", "2 of 3", "first 1"],
+        ),
         ({"text": torch.full((3, 4), torch.inf)}, ["text", "NaN or infinity", "3 of 3"]),
         ({"labels": torch.ones(3)}, ["labels", "int64", "float32", "labels.long()"]),
         ({"labels": torch.ones(3, dtype=torch.int32)}, ["labels", "int64", "int32"]),

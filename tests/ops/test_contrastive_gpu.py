@@ -1,4 +1,4 @@
-"""The contrastive losses on a GPU: Triton against float64, memory that does not grow with B^2, no waiting for the GPU."""
+"""The contrastive losses on a GPU: Triton against float64, memory that does not grow with B^2, and no waiting."""
 
 from __future__ import annotations
 

@@ -26,21 +26,28 @@ def labels(labels: torch.Tensor, image: torch.Tensor) -> None:
         given = labels.dtype if isinstance(labels, torch.Tensor) else type(labels).__name__
         raise ValueError(f"labels must be an int64 tensor, not {given}: use labels.long() or torch.tensor(labels)")
     if labels.shape != image.shape[:1]:
-        raise ValueError(f"labels must be {tuple(image.shape[:1])} as image is {tuple(image.shape)}, not {tuple(labels.shape)}")
+        raise ValueError(
+            f"labels must be {tuple(image.shape[:1])} as image is {tuple(image.shape)}, not {tuple(labels.shape)}"
+        )
     if labels.device != image.device:
         raise ValueError(f"labels are on {labels.device} and image on {image.device}: move them to one device")
     if _readable(labels) and int(labels.min()) < -1:
         raise ValueError(f"labels must be 0 or more, or -1 for a label of its own, not {int(labels.min())}")
 
 
-def finite(loss: torch.Tensor, image: torch.Tensor, text: torch.Tensor) -> None:
-    """Look for the reason where the loss is not finite, which costs nothing where it is."""
+def finite(loss: torch.Tensor, image: torch.Tensor, text: torch.Tensor, shared: bool) -> None:
+    """Look for the reason where the loss is not finite; costs nothing where it is. shared: with other processes."""
     if not _readable(loss) or bool(loss.detach().isfinite()):
         return
     for name, x in (("image", image), ("text", text)):
         bad = (~x.detach().isfinite()).any(1).nonzero().flatten().tolist()
         if bad:
             raise ValueError(f"{name} has NaN or infinity in {len(bad)} of {len(x)} rows, the first {bad[0]}")
+    if shared:
+        raise ValueError(
+            f"the loss is {float(loss.detach())}: image or text has NaN or infinity in another process, which says "
+            "where, or the scores are too large for their dtype"
+        )
 
 
 def _readable(x: torch.Tensor) -> bool:

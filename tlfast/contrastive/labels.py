@@ -19,7 +19,7 @@ def group_sizes(groups: torch.Tensor) -> torch.Tensor:
 
 
 def group_means(x: torch.Tensor, groups: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """(B, D) -> (B, D) in float32 (float64 for float64): the mean of each row's group, 0 for a row that is alone in it."""
+    """(B, D) -> (B, D) in float32 (float64 for float64): the mean of each row's group, 0 for a group of one."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     sums = torch.zeros_like(wide).index_add(0, groups, wide)
     weights = torch.where(sizes > 1, 1 / sizes.to(wide.dtype), 0.0)

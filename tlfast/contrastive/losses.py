@@ -42,8 +42,8 @@ def unicl_loss(
         batch's. In the products' memory, beyond inputs and gradients, O(B D) with labels and O(B) without.
 
     Raises:
-        ValueError: shapes, dtypes, devices, labels or logit_scale that do not fit, or NaN or infinity in embeddings. What
-            is on a GPU is not looked at, which would wait for it: a NaN there is a NaN in the loss.
+        ValueError: shapes, dtypes, devices, labels or logit_scale that do not fit, or NaN or infinity in embeddings.
+            What is on a GPU is not looked at, which would wait for it: a NaN there is a NaN in the loss.
         RuntimeError: the named implementation cannot run here or on these inputs.
 
     Source: Yang et al., "Unified Contrastive Learning in Image-Text-Label Space", CVPR 2022 (arXiv 2204.03610),
@@ -125,5 +125,5 @@ def _scalar(number: Scale, like: torch.Tensor) -> Scale:
 
 def _finish(batch: Batch, total: torch.Tensor) -> torch.Tensor:
     loss = batch.mean(total)
-    checks.finite(loss, batch.images, batch.texts)
+    checks.finite(loss, batch.images, batch.own(batch.texts), batch.group is not None)
     return loss

@@ -31,12 +31,14 @@ class UniCLLoss(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 < scale <= max_scale < math.inf:
-            raise ValueError(f"scale must be in (0, max_scale], max_scale finite, not {scale} with max_scale {max_scale}")
+            raise ValueError(
+                f"scale must be in (0, max_scale], max_scale finite, not {scale} with max_scale {max_scale}"
+            )
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.max_scale, self.impl, self.group = max_scale, impl, group
 
     def forward(self, image: torch.Tensor, text: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """image, text: (B, D), normalised here; labels: (B,) int64, or None where all are distinct. The loss, a scalar."""
+        """image, text: (B, D), normalised here; labels: (B,) int64, None where all are distinct. Returns the loss."""
         with torch.no_grad():  # a clamp in the graph would leave a scale beyond the bound without a gradient
             self.log_scale.clamp_(max=math.log(self.max_scale))
         image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)

@@ -1,7 +1,7 @@
 """A batch of pairs that is spread over processes: who holds what, and what travels.
 
-Each process scores its images against the texts of all, so no score is computed twice: rows of the map are complete in one
-process, and columns need one number a text from each. Texts travel once, and their gradients back.
+Each process scores its images against the texts of all, so no score is computed twice: rows of the map are complete in
+one process, and columns need one number a text from each. Texts travel once, and their gradients back.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@
 // Rows are one task's and columns another's, so sums have the same bits for any number of threads.
 #include <cstring>
 
+#include "activation.h"
 #include "isa.h"
 #include "parallel.h"
 #include "status.h"
@@ -15,8 +16,6 @@ namespace TL_ISA {
 static constexpr int64_t STRIP_ROWS = 16;     // rows a task takes at a time
 static constexpr int64_t STRIP_COLUMNS = 64;  // columns a task takes at a time
 static constexpr int64_t PARTS = 16;          // sums along a row that do not wait for each other
-
-#define TL_INLINED __attribute__((always_inline)) static inline
 
 struct Tile {
   float *first;

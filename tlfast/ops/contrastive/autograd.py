@@ -27,8 +27,7 @@ torch.library.define(
 )
 torch.library.define(
     "tlfast::contrastive_sigmoid_fwd",
-    "(Tensor u, Tensor v, Tensor scale, Tensor bias, int offset, str impl)"
-    " -> (Tensor rows, Tensor slopes, Tensor own)",
+    "(Tensor u, Tensor v, Tensor scale, Tensor bias, int offset, str impl) -> (Tensor rows, Tensor slopes, Tensor own)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 torch.library.define(

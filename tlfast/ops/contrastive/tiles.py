@@ -24,10 +24,10 @@ def gradients(
     need_dv: bool,
     weights: Callable[[slice, slice], torch.Tensor],
 ) -> Gradients:
-    """scale W v, scale W^T u and sum(W * (u v^T)) for the map W of d loss / d score, made tile by tile and used at once.
+    """scale W v, scale W^T u and sum(W * (u v^T)) for the map W of d loss / d score, made and used tile by tile.
 
-    `weights(i, j)` makes W's rows i and columns j in the dtype of u and v, which it may overwrite the next time. Sums are
-    in float32 (float64 for float64). At least one of need_du and need_dv must be set: the last result comes from it.
+    `weights(i, j)` makes W's rows i and columns j in the dtype of u and v, which it may overwrite the next time. Sums
+    are in float32 (float64 for float64). One of need_du and need_dv must be set: the last result comes from it.
     """
     wide = torch.promote_types(u.dtype, torch.float32)
     du = torch.zeros(u.shape, dtype=wide, device=u.device) if need_du else None

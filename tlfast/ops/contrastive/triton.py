@@ -1,8 +1,8 @@
 """The two reductions on the GPU in Triton: tiles of scores stay in registers; the backward writes its weights in parts.
 
-Forward: a program holds a block of rows and walks along columns; it writes one partial result a column of its block, which
-PyTorch adds up. Backward: the kernel writes d loss / d score for some rows of the map, in the inputs' dtype, and two matrix
-products (cuBLAS) use it at once: four products in all, where kernels that also multiply would need five.
+Forward: a program holds a block of rows and walks along columns; it writes one partial result a column of its block,
+which PyTorch adds up. Backward: the kernel writes d loss / d score for some rows of the map, in the inputs' dtype, and two
+matrix products (cuBLAS) use it at once: four products in all, where kernels that also multiply would need five.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def contrastive_softmax_bwd_kernel(
 
 @triton.jit
 def contrastive_sigmoid_fwd_kernel(
-    u_ptr, v_ptr, scale_ptr, bias_ptr, rows_ptr, slopes_ptr, own_ptr, N, M, D, stride_u, stride_v, offset, split_columns,
+    u_ptr, v_ptr, scale_ptr, bias_ptr, rows_ptr, slopes_ptr, own_ptr,
+    N, M, D, stride_u, stride_v, offset, split_columns,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     split = tl.program_id(1)
@@ -159,7 +160,7 @@ def config(dtype: torch.dtype, forward: bool) -> dict[str, int]:
 
 
 def _whole_blocks(x: torch.Tensor, block: int) -> torch.Tensor:
-    """x, or a copy whose rows begin at multiples of 16 numbers and end in zeros, so that loads are wide and need no mask."""
+    """x, or a copy whose rows begin at multiples of 16 and end in zeros: loads are wide and need no mask."""
     missing = -x.shape[1] % block
     if missing == 0 and x.stride(1) == 1 and x.stride(0) % 16 == 0:
         return x
