@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.ops.interpreter import interpreted
+from tlfast import _native
+
+needs_native = pytest.mark.skipif(_native.why_not() is not None, reason=str(_native.why_not()))
+NATIVE = pytest.param("native", marks=needs_native)
+TRITON = pytest.param("triton", marks=interpreted)
+LEAN = ["recompute", NATIVE, TRITON]
+IMPLS = ["reference", *LEAN]
 LABELS = ["equal", "distinct", "mixed", "own"]
 Loss = Callable[..., torch.Tensor]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.contrastive.test_losses import IMPLS, LEAN, needs_native
+from tests.contrastive.cases import IMPLS, LEAN, needs_native
 from tests.ops.interpreter import interpreted
 from tlfast import ops
 from tlfast.ops import contrastive_sigmoid, contrastive_softmax

@@ -1,8 +1,8 @@
 """The two reductions on the GPU in Triton: tiles of scores stay in registers; the backward writes its weights in parts.
 
 Forward: a program holds a block of rows and walks along columns; it writes one partial result a column of its block,
-which PyTorch adds up. Backward: the kernel writes d loss / d score for some rows of the map, in the inputs' dtype, and two
-matrix products (cuBLAS) use it at once: four products in all, where kernels that also multiply would need five.
+which PyTorch adds up. Backward: the kernel writes d loss / d score for some rows of the map, in the inputs' dtype, and
+two matrix products (cuBLAS) use it at once: four products in all, where kernels that also multiply would need five.
 """
 
 from __future__ import annotations
@@ -199,6 +199,13 @@ class _Operands:
         return max(1, rows // block) * block, columns
 
 
+def _in_units(*weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The largest number and all in units of it: those of a mean over many pairs are too small for float16."""
+    largest = torch.stack([x.abs().amax() for x in weights if x.numel()] or [weights[0].new_zeros(())]).amax()
+    unit = torch.where(largest > 0, largest, 1.0)
+    return unit, *((x / unit).contiguous() for x in weights)
+
+
 def _empty(*shape: int, like: torch.Tensor) -> torch.Tensor:
     return torch.empty(*shape, dtype=torch.float32, device=like.device)
 
@@ -234,7 +241,7 @@ def softmax_backward(
     need_dv: bool,
 ) -> Gradients:
     on = _Operands(u, v, scale, offset, forward=False)
-    drows, dcolumns, down = (x.contiguous() for x in (drows, dcolumns, down))
+    unit, drows, dcolumns, down = _in_units(drows, dcolumns, down)
 
     def weights(i: slice, _: slice) -> torch.Tensor:
         w, grid = on.weights(i)
@@ -243,7 +250,8 @@ def softmax_backward(
         )
         return w
 
-    return gradients(u, v, scale, on.tile(), need_du, need_dv, weights)
+    du, dv, dscale = gradients(u, v, scale * unit, on.tile(), need_du, need_dv, weights)
+    return du, dv, dscale * unit
 
 
 def sigmoid_forward(
@@ -272,7 +280,7 @@ def sigmoid_backward(
     need_dv: bool,
 ) -> Gradients:
     on = _Operands(u, v, scale, offset, forward=False)
-    drows, down = drows.contiguous(), down.contiguous()
+    unit, drows, down = _in_units(drows, down)
 
     def weights(i: slice, _: slice) -> torch.Tensor:
         w, grid = on.weights(i)
@@ -280,4 +288,5 @@ def sigmoid_backward(
         contrastive_sigmoid_bwd_kernel[grid](*operands, *on.sizes(i), **on.config)
         return w
 
-    return gradients(u, v, scale, on.tile(), need_du, need_dv, weights)
+    du, dv, dscale = gradients(u, v, scale * unit, on.tile(), need_du, need_dv, weights)
+    return du, dv, dscale * unit
