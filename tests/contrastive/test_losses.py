@@ -111,10 +111,10 @@ def test_half_precision_is_multiplied_in_float32(impl, dtype):
 
 @interpreted
 def test_float16_weights_do_not_vanish_in_triton():
-    """In the mean over 130 pairs a weight is about 3e-5, where float16 has few digits."""
+    """As in the mean over 100,000 pairs: most weights are below 1e-7, where float16 ends, and gradients are not."""
     image, text = make(130, 64, torch.float16)
-    exact = results(lambda u, v: plain_clip(u, v, torch.tensor(1.0)), (image, text), torch.float64)
-    found = results(lambda u, v: clip_loss(u, v, 1.0, impl="triton"), (image, text), torch.float16)
+    exact = results(lambda u, v: 1e-3 * plain_clip(u, v, torch.tensor(20.0)), (image, text), torch.float64)
+    found = results(lambda u, v: 1e-3 * clip_loss(u, v, 20.0, impl="triton"), (image, text), torch.float16)
     for name in ("dimage", "dtext"):
         assert relative_error(found[name], exact[name]) <= torch.finfo(torch.float16).eps, name
 
