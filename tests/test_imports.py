@@ -39,7 +39,7 @@ print(tuple(z.shape), tlfast.ops.implementations("rung")["native"][:26])
 
 
 def test_the_top_level_offers_the_contract():
-    for name in ("freeze", "LadderConfig", "LadderModel"):
+    for name in ("freeze", "FrozenBackbone", "LadderConfig", "LadderModel"):
         assert callable(getattr(tlfast, name)) and name in dir(tlfast)
     for name in ("Rung", "SideBlock", "UniCLLoss"):
         assert isinstance(getattr(tlfast.nn, name), type)

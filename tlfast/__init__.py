@@ -9,14 +9,15 @@ from . import ops
 
 if TYPE_CHECKING:
     from . import nn
-    from .backbone import freeze
+    from .backbone import FrozenBackbone, freeze
     from .ladder import LadderBank, LadderConfig, LadderModel
 
 __version__ = "0.1.0"
-__all__ = ["LadderBank", "LadderConfig", "LadderModel", "__version__", "freeze", "nn", "ops"]
+__all__ = ["FrozenBackbone", "LadderBank", "LadderConfig", "LadderModel", "__version__", "freeze", "nn", "ops"]
 
-_HOME = {"freeze": ".backbone", "LadderBank": ".ladder", "LadderConfig": ".ladder", "LadderModel": ".ladder"}
-_ROOMS = ("backbone", "contrastive", "data", "knowledge", "ladder", "nn", "training")
+_HOME = {"freeze": ".backbone", "FrozenBackbone": ".backbone"}
+_HOME |= {"LadderBank": ".ladder", "LadderConfig": ".ladder", "LadderModel": ".ladder"}
+_ROOMS = ("backbone", "contrastive", "data", "features", "graph", "knowledge", "ktn", "ladder", "nn", "training")
 
 
 def __getattr__(name: str) -> Any:

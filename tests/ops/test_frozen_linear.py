@@ -14,7 +14,7 @@ from torch.library import opcheck
 from tests.budget import assert_within_budget
 from tlfast import _native, ops
 from tlfast.ops import FrozenWeight, frozen_linear
-from tlfast.ops.frozen_linear import ACTIVATIONS, PRECISIONS
+from tlfast.ops.frozen_linear import ACTIVATIONS, PRECISIONS, stored_layout
 from tlfast.ops.frozen_linear.formats import NF4
 from tlfast.ops.frozen_linear.operator import operator_arguments
 from tlfast.ops.frozen_linear.panels import from_panels, to_panels
@@ -333,3 +333,17 @@ def test_a_named_implementation_does_not_fall_back(monkeypatch):
         frozen_linear(x, FrozenWeight.of(weight, bias), impl="native")
     assert torch.equal(frozen_linear(x, FrozenWeight.of(weight, bias)), F.linear(x, weight, bias))
     assert "native" in ops.implementations("frozen_linear")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (32, 64), (33, 65), (100, 129)])
+def test_the_layout_is_known_without_a_weight(precision, outputs, inputs):
+    smooth = torch.ones(inputs) if precision == "int8" else None
+    weight = FrozenWeight.of(torch.randn(outputs, inputs), torch.randn(outputs), precision, smooth)
+    found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in weight.tensors.items()}
+    assert stored_layout(precision, outputs, inputs) == found
+
+
+def test_the_layout_of_an_unknown_precision():
+    with pytest.raises(ValueError, match="precision must be one of"):
+        stored_layout("int4", 1, 1)

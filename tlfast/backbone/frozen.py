@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 
 from .fingerprint import fingerprint
 from .lm_head import LMHead
+from .neighbours import kept_together
 from .packed import Batch, PackedStack, contiguous, reach_blocks
 from .packed_block import why_not
 from .parts import BlockSpec
@@ -202,9 +204,43 @@ class FrozenBackbone(nn.Module):
         finally:
             self._slow = usual
 
+    def save_pretrained(
+        self, folder: str | Path, tokenizer: Any = None, progress: Callable[[int], Any] = lambda count: None
+    ) -> None:
+        """Write the prepared weights to a folder, from which `from_pretrained` has them back without preparing again.
+
+        A folder of a prepared backbone is replaced, and one that is mapped by a process stays whole for it. The layout
+        of the weights is that of every machine.
+        tokenizer: or an image processor, whose files are kept beside. progress: called with how many more bytes of
+            weights are written.
+        Raises ValueError for a model that is not transformers' own or whose structure was changed, weights that are not
+        finite, and a folder that holds another model; OSError for a disk that is full. Nothing is left half-written.
+        """
+        from .saving import save
+
+        save(self, Path(folder), tokenizer, progress)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, taps: str | Sequence[int] = "all") -> FrozenBackbone:
+        """The backbone that `save_pretrained` wrote: to the last bit the taps of the one that was saved.
+
+        The weights are mapped into memory and shared with other processes that load them; none is copied, and no
+        float32 model is made.
+        taps: as for `freeze`.
+        Raises ValueError for a folder that is not there or holds no prepared backbone, one of another format, damaged
+        or missing files, and blocks that are not there.
+        """
+        from .loading import load
+
+        return load(Path(folder), taps)
+
     def train(self, mode: bool = True) -> FrozenBackbone:
         """Stay in eval mode, whatever mode is asked for: a frozen model has no dropout."""
         return super().train(False)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> FrozenBackbone:
+        with kept_together(self.model):
+            return super()._apply(*args, **kwargs)
 
     def forward(self, *, packed: bool = False, cache: Any = None, **inputs: Any) -> Any:
         """Run the model once on transformers' inputs (input_ids, attention_mask, pixel_values ...) and keep its taps.
@@ -308,10 +344,15 @@ class FrozenBackbone(nn.Module):
         return BackboneOutput(seen[_EMBEDDING], tuple(seen[index] for index in stack.taps), last), mask
 
     def extra_repr(self) -> str:
-        """One line for print(): what is tapped, and how."""
-        taps = ", ".join(f"{stack.path}{list(stack.taps)}" for stack in self.stacks.values())
-        unknown = "" if self.stack.parts is not None else ", found by the generic rule"
-        return f"family={self.model_type}, precision={self.precision}, taps={taps}{unknown}"
+        """One line for print(): of each stack how its blocks run, why not over packed tokens, and which are tapped."""
+        parts = [f"family={self.model_type}, precision={self.precision}"]
+        for stack in self.stacks.values():
+            slow = self._slow[stack.name]
+            path = f"as modules ({slow})" if slow else "over packed tokens"
+            unknown = "" if stack.parts is not None else ", found by the generic rule"
+            taps = f"taps={stack.path}{list(stack.taps)}"
+            parts.append(f"{stack.name}: {len(stack.blocks)} blocks {path}{unknown}, {taps}")
+        return "; ".join(parts)
 
 
 @contextmanager

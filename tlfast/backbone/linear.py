@@ -66,18 +66,26 @@ class FrozenLinear(nn.Module):
 
 
 class FrozenEmbedding(nn.Module):
-    """A table of V rows of width D in bfloat16, or in int8 with a scale a row; gives float32."""
+    """A table of V rows of width D in bfloat16, or in int8 with a scale a row; gives float32.
 
-    def __init__(self, embedding: nn.Embedding, precision: str) -> None:
+    values: (V, D) in bfloat16 or int8. scale: (V,) float32 of int8 rows, else None.
+    """
+
+    def __init__(self, values: torch.Tensor, scale: torch.Tensor | None, padding_idx: int | None = None) -> None:
         super().__init__()
-        self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
-        self.padding_idx = embedding.padding_idx
+        self.num_embeddings, self.embedding_dim = values.shape
+        self.padding_idx = padding_idx
+        self.register_buffer("values", values)
+        self.register_buffer("scale", scale)
+
+    @classmethod
+    def of(cls, embedding: nn.Embedding, precision: str) -> Self:
+        """Store a float32 table in "bf16" or "int8". Raises ValueError for numbers that are not finite."""
         rows = embedding.weight.detach()
         if not torch.isfinite(rows).all():
             raise ValueError("an embedding holds NaN or infinity: it cannot be stored; look where the model comes from")
         values, scale = (rows.bfloat16(), None) if precision == "bf16" else int8_of(rows)
-        self.register_buffer("values", values)
-        self.register_buffer("scale", scale)
+        return cls(values, scale, embedding.padding_idx)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -91,3 +99,6 @@ class FrozenEmbedding(nn.Module):
         own: Any = self
         rows = F.embedding(ids, own.values).float()
         return rows if own.scale is None else rows.mul_(F.embedding(ids, own.scale[:, None]))
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}, precision={'bf16' if self.scale is None else 'int8'}"

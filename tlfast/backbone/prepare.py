@@ -39,9 +39,13 @@ def prepared_copy(
             errors[name].append(error)
     if not _has_head(model):
         inside = {id(module) for stack in stacks.values() for module in stack.blocks.modules()}
+        tables: dict[int, FrozenEmbedding] = {}  # by the weight's address: tied ones are stored once
         for module in model.modules():
             if type(module) is nn.Embedding and id(module) not in inside and module.weight.numel() > _SMALL_TABLE:
-                found[id(module)] = FrozenEmbedding(module, "bf16" if precision == "bf16" else "int8")
+                address = module.weight.data_ptr()
+                if address not in tables:
+                    tables[address] = FrozenEmbedding.of(module, "bf16" if precision == "bf16" else "int8")
+                found[id(module)] = tables[address]
     return _copy(model, found), errors
 
 

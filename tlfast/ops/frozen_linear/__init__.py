@@ -1,5 +1,5 @@
 from .api import ACTIVATIONS, IMPLEMENTATIONS, frozen_linear
 from .reference import ACTIVATE
-from .weight import PRECISIONS, FrozenWeight
+from .weight import PRECISIONS, FrozenWeight, stored_layout
 
-__all__ = ["ACTIVATE", "ACTIVATIONS", "IMPLEMENTATIONS", "PRECISIONS", "FrozenWeight", "frozen_linear"]
+__all__ = ["ACTIVATE", "ACTIVATIONS", "IMPLEMENTATIONS", "PRECISIONS", "FrozenWeight", "frozen_linear", "stored_layout"]

@@ -26,6 +26,11 @@ def to_panels(rows: torch.Tensor, group: int, fill: int = 0) -> torch.Tensor:
     return tiles.permute(0, 3, 1, 4, 2, 5).contiguous()
 
 
+def panels_shape(outputs: int, inputs: int, group: int) -> tuple[int, ...]:
+    """The shape that `to_panels` gives."""
+    return padded(outputs) // PANEL, -(-inputs // (_GROUPS * group)), 2, _TILE, _GROUPS, group
+
+
 def from_panels(panels: torch.Tensor, outputs: int, inputs: int) -> torch.Tensor:
     """The inverse of `to_panels`, without what was filled in."""
     tiles = panels.permute(0, 2, 4, 1, 3, 5)

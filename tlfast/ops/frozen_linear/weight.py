@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from .formats import GROUP, NF4_ZERO, int8_of, nf4_of, nf4_value
-from .panels import PANEL, from_panels, padded, to_panels
+from .panels import PANEL, from_panels, padded, panels_shape, to_panels
 
 PRECISIONS = ("fp32", "bf16", "int8", "int8_weight_only", "nf4")
 
@@ -193,6 +193,28 @@ class FrozenWeight:
         codes = from_panels(torch.stack((self.values & 15, self.values >> 4), dim=-1), rows, self.inputs)
         group_scale = self.group_scale.transpose(1, 2).flatten(0, 1)[:rows]
         return nf4_value(codes, group_scale, scale)
+
+
+def stored_layout(precision: str, outputs: int, inputs: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Dtype and shape of each tensor of a FrozenWeight by name; "smooth" and "bias" may also be None.
+
+    Raises ValueError for another precision than `PRECISIONS`.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {PRECISIONS}, not {precision!r}")
+    rows = padded(outputs)
+    layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {"bias": (torch.float32, (rows,))}
+    if precision == "fp32":
+        return layout | {"values": (torch.float32, (outputs, inputs))}
+    if precision == "bf16":
+        return layout | {"values": (torch.bfloat16, panels_shape(outputs, inputs, 2))}
+    layout["scale"] = torch.float32, (rows,)
+    if precision == "nf4":
+        layout["group_scale"] = torch.uint8, (rows // PANEL, -(-inputs // GROUP), PANEL)
+        return layout | {"values": (torch.uint8, panels_shape(outputs, inputs, 2)[:-1])}
+    if precision == "int8":
+        layout["smooth"] = torch.float32, (inputs,)
+    return layout | {"values": (torch.int8, panels_shape(outputs, inputs, 4))}
 
 
 def _whole_panels(vector: torch.Tensor) -> torch.Tensor:

