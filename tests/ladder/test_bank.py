@@ -311,6 +311,11 @@ def lazy(frozen):
         (lambda f, b: LadderBank({1: b["a"]}, f), TypeError, ["name", "1", "string"]),
         (lambda f, b: LadderBank({"a": b["a"]}, "bert"), TypeError, ["model", "str"]),
         (lambda f, b: LadderBank({"x": b["a"]}, tlfast.freeze(tiny(seed=1))), ValueError, ["'x'", "another backbone"]),
+        (
+            lambda f, b: LadderBank({"x": b["a"]}, tlfast.freeze(tiny(), "bf16")),
+            ValueError,
+            ["in fp32", "on bf16"],
+        ),
         (lambda f, b: LadderBank({"a": "/nowhere"}, f), ValueError, ["'a'", "/nowhere", "no saved ladder"]),
         (lambda f, b: LadderBank({"new": lazy(f)}, f), ValueError, ["'new'", "no batch", "train or load"]),
         (lambda f, b: b.add("a", b["a"]), ValueError, ["'a'", "already", "remove"]),

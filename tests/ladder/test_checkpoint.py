@@ -127,3 +127,19 @@ def test_a_failing_save_leaves_the_old_ladder_and_no_partial_file(saved, monkeyp
         model.save_pretrained(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert torch.equal(LadderModel.from_pretrained(folder, backbone=tiny())(**batch()).logits, logits)
+
+
+def test_the_backbone_may_be_a_prepared_folder_and_has_the_precision_of_training(tmp_path):
+    backbone = tlfast.freeze(tiny(), "int8")
+    ladder = LadderModel(backbone, config=LadderConfig(reduction=2)).eval()
+    logits = ladder(**batch()).logits
+    ladder.save_pretrained(tmp_path / "ladder")
+    backbone.save_pretrained(tmp_path / "prepared")
+    for given in (tmp_path / "prepared", str(tmp_path / "prepared"), tiny(), backbone):
+        assert torch.equal(LadderModel.from_pretrained(tmp_path / "ladder", backbone=given)(**batch()).logits, logits)
+    message = r"its precision is bf16, and the ladder in .* was trained on int8; pass freeze\(model, precision='int8'\)"
+    with pytest.raises(ValueError, match=message):
+        LadderModel.from_pretrained(tmp_path / "ladder", backbone=tlfast.freeze(tiny(), "bf16"))
+    tlfast.freeze(tiny(seed=1), "int8").save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="not those the ladder"):
+        LadderModel.from_pretrained(tmp_path / "ladder", backbone=tmp_path / "other")

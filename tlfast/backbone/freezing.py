@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ def freeze(
     taps: str | Sequence[int] = "all",
     calibration: Iterable | None = None,
     blocks: str | None = None,
+    progress: Callable[[int], Any] = lambda count: None,
 ) -> FrozenBackbone:
     """Freeze a model and tap its blocks.
 
@@ -41,6 +42,7 @@ def freeze(
     calibration: for "int8": batches of the model's inputs, from which the sizes of the activations' columns are read;
         None reads them from random tokens or noise.
     blocks: dotted path of the list of blocks, for a model in which the longest list is not the one to tap.
+    progress: called with how many more blocks are stored, for all precisions but "fp32".
     Raises ValueError for a model without such a list, an unknown precision or block, and TypeError for a model in
     another dtype.
     """
@@ -64,16 +66,21 @@ def freeze(
         )
     stacks = find_stacks(base, family, blocks, lambda _name, count: resolve_layers("taps", taps, count))
     plain = FrozenBackbone(kept.requires_grad_(False), stacks, "fp32")
-    return plain if precision == "fp32" else _prepared(plain, family, blocks, precision, calibration)
+    return plain if precision == "fp32" else _prepared(plain, family, blocks, precision, calibration, progress)
 
 
 def _prepared(
-    plain: FrozenBackbone, family: Family | None, blocks: str | None, precision: str, calibration: Iterable | None
+    plain: FrozenBackbone,
+    family: Family | None,
+    blocks: str | None,
+    precision: str,
+    calibration: Iterable | None,
+    progress: Callable[[int], Any],
 ) -> FrozenBackbone:
     """The same backbone with its weights stored in fewer bits; its fingerprint is that of the weights it came from."""
     batches = None if calibration is None else _check_calibration(calibration)
     smooth = smoothing(plain.base, plain.stacks, batches) if precision == "int8" else {}
-    kept, errors = prepared_copy(plain.model, plain.stacks, precision, smooth)
+    kept, errors = prepared_copy(plain.model, plain.stacks, precision, smooth, progress)
     base = getattr(kept, "base_model", kept)
     stacks = find_stacks(base, family, blocks, lambda name, _count: plain.stacks[name].taps)
     return FrozenBackbone(kept, stacks, precision, plain.fingerprint(), errors)

@@ -75,8 +75,9 @@ def _shown(entry: Any) -> str:
 
 
 def _fill(model: Any, description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    """Put what a file holds into an empty model."""
-    made: dict[tuple[str, Any], torch.Tensor] = {}
+    """Put what a file holds into an empty model; what was tied is one again."""
+    made: dict[tuple[str, str], torch.Tensor] = {}
+    layers: dict[str, FrozenLinear | FrozenEmbedding] = {}
 
     def at(place: Any) -> torch.Tensor:
         if isinstance(place, str):
@@ -86,14 +87,17 @@ def _fill(model: Any, description: dict[str, Any], tensors: dict[str, torch.Tens
 
     for path, layer in description["layers"].items():
         parts = {name: at(place) for name, place in layer["tensors"].items()}
-        empty.replace_layer(model, path, _layer(path, layer, parts))
+        key = str(layer)
+        if key not in layers:
+            layers[key] = _layer(path, layer, parts)
+        empty.replace_layer(model, path, layers[key])
     for kind in empty.KINDS:
         for name, place in description[kind].items():
-            key = kind, str(place)
-            if key not in made:  # tied weights stay one
+            known = kind, str(place)
+            if known not in made:
                 tensor = at(place)
-                made[key] = nn.Parameter(tensor, requires_grad=False) if kind == "parameters" else tensor
-            empty.put(model, name, kind, made[key])
+                made[known] = nn.Parameter(tensor, requires_grad=False) if kind == "parameters" else tensor
+            empty.put(model, name, kind, made[known])
     left = empty.empty_places(model)
     if left:
         raise ValueError(f"{MANIFEST} has no {left[0]}, which the configuration makes; {AGAIN}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +21,18 @@ _SMALL_TABLE = 1 << 16  # numbers of an embedding that are not worth storing in 
 
 
 def prepared_copy(
-    model: Any, stacks: dict[str, Stack], precision: str, smooth: dict[int, torch.Tensor]
+    model: Any,
+    stacks: dict[str, Stack],
+    precision: str,
+    smooth: dict[int, torch.Tensor],
+    progress: Callable[[int], Any] = lambda count: None,
 ) -> tuple[Any, dict[str, list[float]]]:
     """The model with its blocks' linear layers and its embedding tables stored in `precision`, and what that costs.
 
     Other weights are shared with the model, but for norms and scales that became part of the linear layers (folding).
     Query, key and value of a block lie side by side, so that one product gives all three; gates and what they gate are
-    one weight. smooth: what the inputs of a linear layer are multiplied by, by the layer's id.
+    one weight. smooth: what the inputs of a linear layer are multiplied by, by the layer's id. progress: called with
+    how many more blocks are stored.
     The embedding of a model with a language-model head stays as it is: the head is trained through.
     Also returns for each block of each stack ||W - stored|| / ||W|| over its linear layers, W as it was folded.
     """
@@ -37,6 +43,7 @@ def prepared_copy(
             modules, error = _prepared_block(stack, block, precision, smooth)
             found |= modules
             errors[name].append(error)
+            progress(1)
     if not _has_head(model):
         inside = {id(module) for stack in stacks.values() for module in stack.blocks.modules()}
         tables: dict[int, FrozenEmbedding] = {}  # by the weight's address: tied ones are stored once

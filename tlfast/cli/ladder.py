@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..data import InputError
-from .backbone import LoadedBackbone, load_backbone
+from .backbone import LoadedBackbone, freeze_loaded, load_backbone
 from .ladder_options import check_test, ladder_config, learning_rates, own_options, settings_of_the_user, task_kind
 from .output import emit, note, on_terminal, quiet_libraries
 
@@ -83,7 +83,10 @@ def train(
     ] = None,
     init: Annotated[str, typer.Option(help="How the side network starts: prune, pca or random.")] = "prune",
     dropout: Annotated[float | None, typer.Option(help="Of the side network; default: the backbone's own.")] = None,
-    precision: Annotated[str, typer.Option(help="Of the frozen weights.")] = "fp32",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Of the frozen weights: fp32 (default), bf16, int8 or nf4; a prepared folder has its own."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in --out.")] = False,
     as_json: Json = False,
@@ -112,7 +115,7 @@ def train(
     check_test(test_file, kind)
     settings = training.Settings(epochs, batch_size, rates, seed=seed)
     loaded = _load_backbone(backbone, kind)
-    frozen = _freeze(loaded, precision)
+    frozen = freeze_loaded(loaded, precision)
     with settings_of_the_user():  # a tokenizer that cannot pad
         fitted, data = training.load_data(
             kind.of(loaded.max_length, loaded.name, **options), train_file, dev_file, loaded.tokenizer, seed
@@ -122,7 +125,7 @@ def train(
         "command": "ladder train",
         "backbone": loaded.name,
         "fingerprint": frozen.fingerprint(),
-        "precision": precision,
+        "precision": frozen.precision,
         "train_sha256": training.file_digest(train_file),
         "dev_sha256": None if dev_file is None else training.file_digest(dev_file),
         "task": kind.name,
@@ -210,13 +213,6 @@ def predict(
 
 def _load_backbone(name: str, kind: type[Task]) -> LoadedBackbone:
     return load_backbone(name, kind.model_class, kind.preprocessor_class, **kind.preprocessor_settings)
-
-
-def _freeze(loaded: LoadedBackbone, precision: str) -> FrozenBackbone:
-    from ..backbone import freeze
-
-    with settings_of_the_user():
-        return freeze(loaded.model, precision=precision)
 
 
 def _fit(

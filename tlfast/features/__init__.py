@@ -2,7 +2,7 @@
 
 from .array import FeatureFile
 from .extract import Extractor, default_pooling, pool_packed
-from .inputs import BATCH_TOKENS, ImageSource, TextSource, identify
+from .inputs import BATCH_TOKENS, ImageSource, TextSource, first_inputs, identify
 from .run import write_features
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "ImageSource",
     "TextSource",
     "default_pooling",
+    "first_inputs",
     "identify",
     "pool_packed",
     "write_features",

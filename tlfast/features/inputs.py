@@ -101,6 +101,12 @@ def batches(source: Source, budget: int, start: int = 0) -> Generator[Batch, Non
     return _ahead(_batches(source, budget, start), _AHEAD)
 
 
+def first_inputs(source: Source, examples: int, budget: int) -> list[dict[str, torch.Tensor]]:
+    """What the model reads of the source's first examples, in batches of at most `budget` tokens."""
+    dataset, lengths, _ = source.window(range(min(examples, len(source))))
+    return [source.collate([dataset[i] for i in part]) for part in _parts(lengths, budget)]
+
+
 def identify(preprocessor: Any) -> str:
     """A hash of a tokenizer's or image processor's files, on which the batches depend."""
     with tempfile.TemporaryDirectory() as folder:

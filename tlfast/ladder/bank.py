@@ -118,6 +118,11 @@ class LadderBank(Mapping[str, LadderModel]):
                 f"ladder {name!r}: it stands on another backbone ({own.name or own.model_type}) than the bank's "
                 f"({self.backbone.name or self.backbone.model_type}); train it on this one"
             )
+        if own.precision != self.backbone.precision:
+            raise ValueError(
+                f"ladder {name!r}: it stands on taps in {own.precision} and the bank on {self.backbone.precision}; "
+                f"make the bank on freeze(model, precision={own.precision!r})"
+            )
         places = [next(model.parameters()).device for model in (ladder.side, self.backbone)]
         if places[0] != places[1]:
             raise ValueError(

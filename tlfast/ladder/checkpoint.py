@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..backbone import FrozenBackbone, freeze
+from ..backbone import FrozenBackbone, freeze, is_prepared
 from .config import LadderConfig
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def load(cls: type[LadderModel], folder: Path, backbone: FrozenBackbone | nn.Mod
     """Rebuild a saved ladder on its backbone, after checking that it is the same backbone."""
     description = read_config(folder)
     frozen = _frozen(backbone, description)
-    _check_fingerprint(folder, frozen, description["backbone"])
+    _check_same(folder, frozen, description["backbone"])
     model = cls(
         frozen,
         task=description["task"],
@@ -122,6 +122,8 @@ def _frozen(backbone: FrozenBackbone | nn.Module | str | Path, description: dict
         encoder = range(len(stacks["encoder"].blocks)) if backbone.is_encoder_decoder else None
         return backbone.with_taps(range(len(backbone.blocks)), encoder)
     model: Any = backbone
+    if isinstance(backbone, str | Path) and is_prepared(backbone):
+        return FrozenBackbone.from_pretrained(backbone)
     if isinstance(backbone, str | Path):
         import transformers
 
@@ -145,12 +147,18 @@ def _check_head(folder: Path, model: LadderModel, saved: dict[str, Any]) -> None
     )
 
 
-def _check_fingerprint(folder: Path, backbone: FrozenBackbone, saved: dict[str, Any]) -> None:
+def _check_same(folder: Path, backbone: FrozenBackbone, saved: dict[str, Any]) -> None:
+    """The weights, and how they are stored: taps of another precision are not those the ladder learned from."""
     if backbone.fingerprint() != saved["fingerprint"]:
         given = backbone.name or f"this {backbone.model_type} model"
         raise ValueError(
             f"backbone: the weights of {given} are not those the ladder in {folder} was trained on "
             f"({saved['name'] or saved['model_type']}); pass that backbone"
+        )
+    if backbone.precision != saved["precision"]:
+        raise ValueError(
+            f"backbone: its precision is {backbone.precision}, and the ladder in {folder} was trained on "
+            f"{saved['precision']}; pass freeze(model, precision={saved['precision']!r})"
         )
 
 

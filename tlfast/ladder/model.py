@@ -281,9 +281,10 @@ class LadderModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, backbone: FrozenBackbone | nn.Module | str | Path) -> LadderModel:
-        """Load a saved ladder onto its backbone: a FrozenBackbone, a transformers model, or its name or folder.
+        """Load a saved ladder onto its backbone: a FrozenBackbone, a transformers model, its name or its folder.
 
-        Raises ValueError if the backbone's weights are not those the ladder was trained on, or a file is unusable.
+        The folder may be that of a prepared backbone. Raises ValueError if the backbone's weights or precision are not
+        those the ladder was trained on, or a file is unusable.
         """
         return checkpoint.load(cls, Path(folder), backbone)
 
