@@ -26,8 +26,18 @@ class GatedFeedForward(nn.Module):
         self.add_module(up, Half(self.gates_and_up, 1))
         self.add_module(self._down, down)
 
+    @property
+    def names(self) -> list[str]:
+        """Of gate, up and down in this module."""
+        return [*(name for name, child in self.named_children() if isinstance(child, Half)), self._down]
+
+    @property
+    def down(self) -> FrozenLinear:
+        """The layer that gives the result."""
+        return self.get_submodule(self._down)  # type: ignore[return-value]
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.get_submodule(self._down)(frozen_linear(x, self.gates_and_up.stored, self.activation))
+        return self.down(frozen_linear(x, self.gates_and_up.stored, self.activation))
 
 
 class Half(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from . import skeleton as empty
 from .families import find_family
 from .freezing import resolve_layers
 from .frozen import FrozenBackbone
+from .gated import GatedFeedForward
 from .linear import FrozenEmbedding, FrozenLinear
 from .prepared_folder import AGAIN, MANIFEST, WEIGHTS, identity, read_manifest
 from .stack import find_stacks
@@ -77,7 +78,7 @@ def _shown(entry: Any) -> str:
 def _fill(model: Any, description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     """Put what a file holds into an empty model; what was tied is one again."""
     made: dict[tuple[str, str], torch.Tensor] = {}
-    layers: dict[str, FrozenLinear | FrozenEmbedding] = {}
+    layers: dict[str, empty.Stored] = {}
 
     def at(place: Any) -> torch.Tensor:
         if isinstance(place, str):
@@ -86,10 +87,9 @@ def _fill(model: Any, description: dict[str, Any], tensors: dict[str, torch.Tens
         return tensors[name][first:end]
 
     for path, layer in description["layers"].items():
-        parts = {name: at(place) for name, place in layer["tensors"].items()}
         key = str(layer)
         if key not in layers:
-            layers[key] = _layer(path, layer, parts)
+            layers[key] = _layer(path, layer, at)
         empty.replace_layer(model, path, layers[key])
     for kind in empty.KINDS:
         for name, place in description[kind].items():
@@ -103,21 +103,35 @@ def _fill(model: Any, description: dict[str, Any], tensors: dict[str, torch.Tens
         raise ValueError(f"{MANIFEST} has no {left[0]}, which the configuration makes; {AGAIN}")
 
 
-def _layer(path: str, layer: dict[str, Any], parts: dict[str, torch.Tensor]) -> FrozenLinear | FrozenEmbedding:
-    if "padding_idx" in layer:
-        values, scale = parts["values"], parts.get("scale")
-        rows = tuple(values.shape[:1])
-        expected = torch.bfloat16 if scale is None else torch.int8
-        if values.dtype != expected or values.dim() != 2 or (scale is not None and tuple(scale.shape) != rows):
-            raise ValueError(f"{path}: its tensors are not those of a table; {AGAIN}")
-        return FrozenEmbedding(values, scale, layer["padding_idx"])
-    bias = parts.pop("offset", None)
-    if bias is not None:
-        parts["bias"] = bias
-    expected_parts = stored_layout(layer["precision"], layer["outputs"], layer["inputs"])
+def _layer(path: str, layer: dict[str, Any], at: Callable[[Any], torch.Tensor]) -> empty.Stored:
+    """A stored layer of its description; at: the tensor at a place."""
+    if layer["kind"] == "gated":
+        both = _linear(f"{path}.gates_and_up", layer["gates_and_up"], at)
+        down = FrozenLinear(_linear(f"{path}.down", layer["down"], at))
+        return GatedFeedForward(layer["names"], both, down, layer["activation"])
+    if layer["kind"] == "embedding":
+        return _embedding(path, layer, at)
+    return FrozenLinear(_linear(path, layer, at))
+
+
+def _embedding(path: str, layer: dict[str, Any], at: Callable[[Any], torch.Tensor]) -> FrozenEmbedding:
+    parts = {name: at(place) for name, place in layer["tensors"].items()}
+    values, scale = parts["values"], parts.get("scale")
+    expected = torch.bfloat16 if scale is None else torch.int8
+    rows = values.shape[:1]
+    if values.dtype != expected or values.dim() != 2 or (scale is not None and scale.shape != rows):
+        raise ValueError(f"{path}: its tensors are not those of a table; {AGAIN}")
+    return FrozenEmbedding(values, scale, layer["padding_idx"])
+
+
+def _linear(path: str, layer: dict[str, Any], at: Callable[[Any], torch.Tensor]) -> FrozenWeight:
+    """What kernels read must have the shapes that they expect."""
+    parts: dict[str, Any] = {name: at(place) for name, place in layer["tensors"].items()}
+    if "offset" in parts:  # as the module calls it, whose bias is another thing
+        parts["bias"] = parts.pop("offset")
+    expected = stored_layout(layer["precision"], layer["outputs"], layer["inputs"])
     found = {name: (x.dtype, tuple(x.shape)) for name, x in parts.items()}
-    optional = {name: found.get(name, expected_parts[name]) for name in ("bias", "smooth") if name in expected_parts}
-    if found | optional != expected_parts:
+    given = {name: shape for name, shape in expected.items() if name in found or name not in ("bias", "smooth")}
+    if found != given:
         raise ValueError(f"{path}: its tensors are not those of {layer['precision']}; {AGAIN}")
-    stored: Any = parts
-    return FrozenLinear(FrozenWeight(layer["precision"], layer["outputs"], layer["inputs"], **stored))
+    return FrozenWeight(layer["precision"], layer["outputs"], layer["inputs"], gated=layer["gated"], **parts)

@@ -16,7 +16,8 @@ from torch import nn
 
 from . import skeleton as empty
 from .frozen import FrozenBackbone
-from .linear import FrozenEmbedding, FrozenLinear
+from .gated import GatedFeedForward
+from .linear import FrozenEmbedding
 from .neighbours import end_to_end, memory_of
 from .prepared_folder import CONFIG, FORMAT, MANIFEST, WEIGHTS, identity, is_prepared
 from .sharding import is_sharded
@@ -96,31 +97,36 @@ class _Entries:
 
 def _describe_layers(model: nn.Module, entries: _Entries) -> dict[str, Any]:
     """The stored layers by path: their sizes, and the places of their tensors."""
-    stored = {
-        path: module
-        for path, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, FrozenLinear | FrozenEmbedding)
-    }
+    stored = {path: module for path, module in empty.walk(model) if isinstance(module, empty.Stored)}
     names = {id(x): f"{path}.{name}" for path, module in stored.items() for name, x in module.named_buffers()}
     for run in end_to_end([x for module in stored.values() for x in module.buffers()]):
         entries.join(names[id(run[0])], run)
-    found = {}
-    for path, module in stored.items():
-        tensors = {name: x for name, x in module._buffers.items() if x is not None}
-        sizes = {"padding_idx": module.padding_idx} if isinstance(module, FrozenEmbedding) else _sizes(module)
-        found[path] = sizes | {"tensors": {name: entries.place(f"{path}.{name}", x) for name, x in tensors.items()}}
-    return found
+    return {path: _describe_layer(path, module, entries) for path, module in stored.items()}
 
 
-def _sizes(layer: FrozenLinear) -> dict[str, Any]:
-    return {"precision": layer.precision, "outputs": layer.out_features, "inputs": layer.in_features}
+def _describe_layer(path: str, layer: empty.Stored, entries: _Entries) -> dict[str, Any]:
+    if isinstance(layer, GatedFeedForward):
+        parts = {"gates_and_up": layer.gates_and_up, "down": layer.down}
+        described = {name: _describe_layer(f"{path}.{name}", part, entries) for name, part in parts.items()}
+        return {"kind": "gated", "names": layer.names, "activation": layer.activation, **described}
+    places = {name: entries.place(f"{path}.{name}", x) for name, x in layer._buffers.items() if x is not None}
+    if isinstance(layer, FrozenEmbedding):
+        return {"kind": "embedding", "padding_idx": layer.padding_idx, "tensors": places}
+    return {
+        "kind": "linear",
+        "precision": layer.precision,
+        "outputs": layer.out_features,
+        "inputs": layer.in_features,
+        "gated": layer.gated,
+        "tensors": places,
+    }
 
 
 def _describe_tensors(model: nn.Module, entries: _Entries) -> dict[str, Any]:
     """The places of all other tensors, by kind and name."""
     found: dict[str, dict[str, Any]] = {kind: {} for kind in empty.KINDS}
-    for path, module in model.named_modules(remove_duplicate=False):
-        if not isinstance(module, FrozenLinear | FrozenEmbedding):
+    for path, module in empty.walk(model):
+        if not isinstance(module, empty.Stored):
             for kind, name, tensor in empty.named_tensors(module):
                 full = f"{path}.{name}".lstrip(".")
                 found[kind][full] = entries.place(full, tensor, may_be_infinite=kind != "parameters")

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from .gated import GatedFeedForward
 from .linear import FrozenEmbedding, FrozenLinear
 from .parts import submodule
 
 KINDS = ("parameters", "buffers", "attributes")
+Stored = FrozenLinear | FrozenEmbedding | GatedFeedForward  # what takes the place of transformers' own layers
 _HOME = "transformers.models."  # nothing else is imported by a name that a file gives
 
 
@@ -39,7 +41,7 @@ def how_to_make(model: Any) -> dict[str, Any]:
     skeleton = make_skeleton(found, copy.deepcopy(model.config))
     found["absent"] = _absent(skeleton, model)
     _remove(skeleton, found["absent"])
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in walk(model):
         if not _fits(skeleton, path, module):
             raise ValueError(
                 f"model: its {path or 'top'} is not what {kind.__name__} makes of the configuration, from which a "
@@ -68,6 +70,15 @@ def make_skeleton(how: dict[str, Any], config: Any) -> Any:
             f"no {model_class.__name__} can be made of its configuration ({reason}); {_versions(how)}"
         ) from error
     return skeleton.eval().requires_grad_(False)
+
+
+def walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """(path, module) of all modules, under every name they have; stored layers as they are, without what is in them."""
+    yield path, module
+    if not isinstance(module, Stored):
+        for name, child in module._modules.items():
+            if child is not None:
+                yield from walk(child, f"{path}.{name}".lstrip("."))
 
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, str, torch.Tensor]]:
@@ -104,13 +115,13 @@ def empty_places(skeleton: nn.Module) -> list[str]:
     """Names of the tensors that are still on the meta device."""
     return [
         f"{path}.{name}".lstrip(".")
-        for path, module in skeleton.named_modules(remove_duplicate=False)
+        for path, module in walk(skeleton)
         for _, name, tensor in named_tensors(module)
         if tensor.is_meta
     ]
 
 
-def replace_layer(skeleton: nn.Module, path: str, layer: FrozenLinear | FrozenEmbedding) -> None:
+def replace_layer(skeleton: nn.Module, path: str, layer: Stored) -> None:
     """Put a stored layer in the place of a skeleton's own. Raises ValueError where that is of another kind or size."""
     owner, _, name = path.rpartition(".")
     try:
@@ -119,16 +130,22 @@ def replace_layer(skeleton: nn.Module, path: str, layer: FrozenLinear | FrozenEm
     except AttributeError:
         raise ValueError(f"there is no {path} in a {type(skeleton).__name__}") from None
     if not _same_size(before, layer):
-        raise ValueError(f"{path} is ({layer.extra_repr()}), and the configuration makes it {before}")
+        raise ValueError(f"{path} is {layer}, and the configuration makes it {before}")
     parent._modules[name] = layer
 
 
-def _same_size(module: Any, layer: nn.Module) -> bool:
+def _same_size(module: Any, layer: Stored) -> bool:
+    if isinstance(layer, GatedFeedForward):
+        gate, up, down = (getattr(module, name, None) for name in layer.names)
+        half = layer.gates_and_up.out_features // 2, layer.gates_and_up.in_features
+        return _is_linear(gate, half) and _is_linear(up, half) and _same_size(down, layer.down)
     if isinstance(layer, FrozenEmbedding):
         size = layer.num_embeddings, layer.embedding_dim
         return type(module) is nn.Embedding and tuple(module.weight.shape) == size
-    assert isinstance(layer, FrozenLinear)
-    size = layer.out_features, layer.in_features
+    return _is_linear(module, (layer.out_features, layer.in_features))
+
+
+def _is_linear(module: Any, size: tuple[int, int]) -> bool:
     if type(module).__name__ == "Conv1D":  # GPT-2's lies the other way round
         return tuple(module.weight.shape) == size[::-1]
     return type(module) is nn.Linear and tuple(module.weight.shape) == size
@@ -140,7 +157,7 @@ def _fits(skeleton: Any, path: str, module: nn.Module) -> bool:
         own = submodule(skeleton, path) if path else skeleton
     except AttributeError:
         return False
-    if isinstance(module, FrozenLinear | FrozenEmbedding):
+    if isinstance(module, Stored):
         return _same_size(own, module)
     if type(own) is not type(module):
         return False
@@ -154,8 +171,9 @@ def _fits(skeleton: Any, path: str, module: nn.Module) -> bool:
 def _absent(skeleton: nn.Module, model: nn.Module) -> list[str]:
     """What a skeleton has and the model has not; of a module that is missing whole, its name alone."""
     found: list[str] = []
+    stored: list[str] = []
     for path, module in skeleton.named_modules():
-        if any(path.startswith(f"{name}.") for name in found):
+        if path.startswith(tuple(f"{name}." for name in (*found, *stored))):
             continue
         try:
             own = submodule(model, path) if path else model
@@ -163,7 +181,9 @@ def _absent(skeleton: nn.Module, model: nn.Module) -> list[str]:
             own = None
         if own is None:
             found.append(path)
-        elif not isinstance(own, FrozenLinear | FrozenEmbedding):
+        elif isinstance(own, Stored):
+            stored.append(path)
+        else:
             names = (name for _, name, _ in named_tensors(module) if getattr(own, name, None) is None)
             found += [f"{path}.{name}".lstrip(".") for name in names]
     return found
