@@ -1,6 +1,7 @@
 """The modules of every room, to drop into any PyTorch model."""
 
+from .backbone.linear import FrozenLinear
 from .contrastive import UniCLLoss
 from .ladder import Rung, SideBlock
 
-__all__ = ["Rung", "SideBlock", "UniCLLoss"]
+__all__ = ["FrozenLinear", "Rung", "SideBlock", "UniCLLoss"]

@@ -350,3 +350,16 @@ def test_errors():
 
 def test_image_models_are_here():
     assert set(IMAGE_ENCODERS) <= set(PACKED)
+
+
+@pytest.mark.parametrize("precision", ["fp32", *PRECISIONS])
+def test_the_layer_alone_in_any_model(precision):
+    linear = nn.Linear(48, 40)
+    layer = tlfast.nn.FrozenLinear.of(linear, precision)
+    net, x = nn.Sequential(layer, nn.ReLU()), torch.randn(2, 5, 48)
+    exact = linear(x).detach()
+    assert net(x).shape == (2, 5, 40) and not list(net.parameters())
+    of_stored = (x @ (linear.weight - layer.weight).T).norm()
+    rounding = torch.finfo(torch.float32 if precision == "fp32" else torch.bfloat16).eps
+    assert (layer(x) - exact).norm() <= 1.5 * of_stored + 2 * rounding * exact.norm()
+    assert f"in_features=48, out_features=40, precision={precision}" in repr(net)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -106,6 +107,14 @@ def test_peak_rss_rises_with_the_peak_and_does_not_fall():
     after = measure.peak_rss()
     assert after >= before + 64 * 2**20
     assert measure.peak_rss() >= after
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="only Linux's /proc knows a process's own peak")
+def test_peak_rss_is_not_that_of_the_process_that_started_it():
+    torch.ones(measure.peak_rss() // 4 + 64 * 2**20 // 4)
+    code = "from tlfast.bench.measure import peak_rss; print(peak_rss())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < measure.peak_rss() - 64 * 2**20
 
 
 def test_environment_says_where():

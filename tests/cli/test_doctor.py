@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("typer")
 
+import torch
 from typer.testing import CliRunner
 
 from tlfast import _native, ops
@@ -21,6 +22,15 @@ CPU_ONLY = {
     "machine": {"cpu": "A processor", "cores": 4, "torch_threads": 2, "torch_isa": "AVX2", "cuda": None},
     "native": {"loaded": False, "why_not": "the reason"},
     "gpus": [],
+    "frozen": {
+        "fp32": {"path": "module", "why": "fp32 is exact"},
+        "int8": {
+            "path": "packed",
+            "why": "where they can",
+            "frozen_linear": {"auto": "reference", "why": "the reason"},
+            "packed_attention": {"auto": "buckets", "why": "no native: the reason"},
+        },
+    },
     "ops": {
         "rung": {
             "auto": "reference",
@@ -50,6 +60,11 @@ def test_json_is_one_object_with_every_finding():
     assert found["ops"] == ops.describe()
     assert found["ops"]["rung"]["implementations"] == ops.implementations("rung")
     assert found["native"]["loaded"] == (_native.why_not() is None)
+    assert list(found["frozen"]) == ["fp32", "bf16", "int8", "nf4"]
+    for precision in ("bf16", "int8", "nf4"):
+        taken = found["frozen"][precision]["frozen_linear"]
+        assert (taken["auto"] == "native") == (_native.why_not() is None and not torch.cuda.is_available())
+        assert found["frozen"][precision]["packed_attention"]["auto"] == found["ops"]["packed_attention"]["auto"]
 
 
 def test_lines_name_every_operation_and_implementation():
@@ -66,6 +81,10 @@ def test_lines_of_a_bare_machine():
         "processor       A processor, 4 cores, 2 PyTorch threads, PyTorch uses AVX2",
         "native library  missing: the reason",
         "GPU             none (this PyTorch is built without CUDA)",
+        "frozen forward",
+        "  fp32  blocks as transformers runs them: fp32 is exact",
+        "  int8  blocks over packed tokens where they can: frozen_linear reference (the reason), "
+        "packed_attention buckets (no native: the reason)",
         "operations",
         '  rung: "auto" takes reference (no native: the reason)',
         "    reference  available",
@@ -100,6 +119,9 @@ def test_works_without_the_native_library():
     assert found["machine"]["native_isa"] is None
     assert found["ops"]["rung"]["implementations"]["native"] == "blocked by TLFAST_DISABLE_NATIVE"
     assert found["ops"]["rung"]["auto"] != "native"
+    if not torch.cuda.is_available():
+        taken = {"auto": "reference", "why": "blocked by TLFAST_DISABLE_NATIVE"}
+        assert found["frozen"]["int8"]["frozen_linear"] == taken
 
 
 def test_works_without_transformers_and_triton():

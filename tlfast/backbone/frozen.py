@@ -25,6 +25,7 @@ from .stack import Stack
 
 _INPUTS = ("input_ids", "inputs_embeds")
 _DECODER_INPUTS = ("decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds")
+FP32_IS_EXACT = "fp32 gives the model's own results to the last bit"  # why its blocks run as modules
 _REGISTERING = threading.Lock()
 _EMBEDDING = -1  # the input of block 0, beside the blocks' indices
 # settings that taps depend on and that neither weights nor BlockSpec show
@@ -160,7 +161,7 @@ class FrozenBackbone(nn.Module):
     def _why_slow(self, stack: Stack) -> str | None:
         """None where a stack runs over packed tokens, otherwise the reason."""
         if self.precision == "fp32":
-            return "fp32 gives the model's own results to the last bit"
+            return FP32_IS_EXACT
         return why_not(stack, self.base)
 
     def describe(self) -> list[dict[str, Any]]:

@@ -8,7 +8,10 @@ import torch
 import typer
 
 from .. import _native, ops
+from ..backbone.freezing import PRECISIONS
+from ..backbone.frozen import FP32_IS_EXACT
 from ..bench import measure
+from ..ops.frozen_linear import automatic
 from .output import emit
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
@@ -22,7 +25,13 @@ def doctor(as_json: Json = False) -> None:
 
 def examine() -> dict[str, Any]:
     """All findings as plain JSON types; what is missing is None, or the reason why."""
-    return {**measure.environment(), "native": _examine_native(), "gpus": _examine_gpus(), "ops": ops.describe()}
+    return {
+        **measure.environment(),
+        "native": _examine_native(),
+        "gpus": _examine_gpus(),
+        "frozen": _examine_frozen(),
+        "ops": ops.describe(),
+    }
 
 
 def report(found: dict[str, Any]) -> list[str]:
@@ -35,6 +44,8 @@ def report(found: dict[str, Any]) -> list[str]:
         f"PyTorch uses {machine['torch_isa']}",
         f"native library  {_native_line(native)}",
         f"GPU             {_gpu_line(found)}",
+        "frozen forward",
+        *(f"  {precision:<4}  {_frozen_line(row)}" for precision, row in found["frozen"].items()),
         "operations",
     ]
     for name, op in found["ops"].items():
@@ -53,6 +64,34 @@ def _examine_gpus() -> list[dict[str, Any]]:
     """Each CUDA device: name, compute capability, memory in bytes."""
     devices = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
     return [{"name": d.name, "capability": f"{d.major}.{d.minor}", "memory_bytes": d.total_memory} for d in devices]
+
+
+def _examine_frozen() -> dict[str, dict[str, Any]]:
+    """For each precision of freeze() how blocks run here: "path" and "why", and what the operations of a path take.
+
+    Which families take the packed path, and why others do not, is `FrozenBackbone.describe`'s.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for precision in PRECISIONS:
+        if precision == "fp32":
+            found[precision] = {"path": "module", "why": FP32_IS_EXACT}
+            continue
+        linear, why = automatic(precision)
+        attention = ops.describe()["packed_attention"]
+        found[precision] = {
+            "path": "packed",
+            "why": "for the families that have it",
+            "frozen_linear": {"auto": linear, "why": why},
+            "packed_attention": {"auto": attention["auto"], "why": attention["why"]},
+        }
+    return found
+
+
+def _frozen_line(row: dict[str, Any]) -> str:
+    if row["path"] == "module":
+        return f"blocks as transformers runs them: {row['why']}"
+    taken = (f"{op} {row[op]['auto']} ({row[op]['why']})" for op in ("frozen_linear", "packed_attention"))
+    return f"blocks over packed tokens {row['why']}: {', '.join(taken)}"
 
 
 def _native_line(native: dict[str, Any]) -> str:

@@ -1,5 +1,14 @@
-from .api import ACTIVATIONS, IMPLEMENTATIONS, frozen_linear
+from .api import ACTIVATIONS, IMPLEMENTATIONS, automatic, frozen_linear
 from .reference import ACTIVATE
 from .weight import PRECISIONS, FrozenWeight, stored_layout
 
-__all__ = ["ACTIVATE", "ACTIVATIONS", "IMPLEMENTATIONS", "PRECISIONS", "FrozenWeight", "frozen_linear", "stored_layout"]
+__all__ = [
+    "ACTIVATE",
+    "ACTIVATIONS",
+    "IMPLEMENTATIONS",
+    "PRECISIONS",
+    "FrozenWeight",
+    "automatic",
+    "frozen_linear",
+    "stored_layout",
+]

@@ -55,7 +55,7 @@ def frozen_linear(
     _check(x, weight, activation, out_dtype)
 
     def refuses(name: str) -> str | None:
-        return _native_refuses(x, weight, out_dtype) if name == "native" else None
+        return _native_refuses(weight.precision, x.dtype, out_dtype) if name == "native" else None
 
     chosen = _dispatch.choose("frozen_linear", impl, IMPLEMENTATIONS, x.device.type, refuses)
     if chosen == "reference":
@@ -65,13 +65,21 @@ def frozen_linear(
     return torch.ops.tlfast.frozen_linear.default(x, *operator_arguments(weight), activation, out_dtype, chosen)
 
 
-def _native_refuses(x: torch.Tensor, weight: FrozenWeight, out_dtype: torch.dtype) -> str | None:
-    if weight.precision != "fp32":
+def automatic(precision: str) -> tuple[str, str]:
+    """What impl="auto" takes on this machine's fastest device for float32 inputs, and why, in one line."""
+    if torch.cuda.is_available():
+        return "reference", "no kernel takes CUDA tensors yet"
+    reason = _dispatch.MISSING.get("native") or _native_refuses(precision, torch.float32, torch.float32)
+    return ("native", f"its kernels use {_native.matrix_isa()}") if reason is None else ("reference", reason)
+
+
+def _native_refuses(precision: str, dtype: torch.dtype, out_dtype: torch.dtype) -> str | None:
+    if precision != "fp32":
         return None
     if _native.matrix_isa() != "AMX":
         return f"precision 'fp32' needs AMX, and this machine has {_native.matrix_isa()}; use impl='reference'"
-    if x.dtype != torch.float32 or out_dtype != torch.float32:
-        return f"precision 'fp32' takes and gives float32, not {x.dtype} and {out_dtype}; use impl='reference'"
+    if dtype != torch.float32 or out_dtype != torch.float32:
+        return f"precision 'fp32' takes and gives float32, not {dtype} and {out_dtype}; use impl='reference'"
     return None
 
 
