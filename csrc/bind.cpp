@@ -65,6 +65,7 @@ PYBIND11_MODULE(_C, m) {
   define(m, "contrastive_softmax_backward_cpu", tl_contrastive_softmax_backward_cpu);
   define(m, "contrastive_sigmoid_forward_cpu", tl_contrastive_sigmoid_forward_cpu);
   define(m, "contrastive_sigmoid_backward_cpu", tl_contrastive_sigmoid_backward_cpu);
+  define(m, "hetero_aggregate_cpu", tl_hetero_aggregate_cpu);
 #ifdef TLFAST_WITH_CUDA
   define(m, "rung_forward_cuda", tl_rung_forward_cuda);
   define(m, "rung_backward_cuda", tl_rung_backward_cuda);

@@ -230,6 +230,22 @@ int tl_contrastive_sigmoid_backward_cpu(float *tile, const float *row_weight, co
                                         int64_t columns, int64_t stride, int64_t diagonal, double scale, double bias,
                                         int threads);
 
+// One relation's part of hetero_aggregate: the rows of x (row stride x_stride) that a target's edges name. Target v has the
+//   sources col[rowptr[v]] to col[rowptr[v + 1]]; row_scale (targets) and col_scale (sources) fp32, or null for 1.
+typedef struct {
+  const void *x;
+  const int32_t *rowptr, *col;
+  const float *row_scale, *col_scale;
+  int64_t x_stride;
+} tl_gather;
+
+// hetero_aggregate:  y[v] = base[v] + sum over relations of row_scale[v] * sum over edges of col_scale[u] * x[u],  and
+//   max(y, 0) where relu is not 0. x, base and y (rows, width) with row strides, of dtype `dtype`, fp32 or bf16; base may
+//   be null, or y itself. tasks (num_tasks, 3): first row, row after the last, and quarter of the columns (-1: all).
+int tl_hetero_aggregate_cpu(const tl_gather *relations, const void *base, void *y, const int32_t *tasks,
+                            int64_t num_tasks, int64_t num_relations, int64_t width, int64_t base_stride,
+                            int64_t y_stride, int dtype, int relu, int threads);
+
 #ifdef TLFAST_WITH_CUDA
 // As on the CPU. In the backward dbias and dalpha are accumulated into and must come zeroed.
 int tl_rung_forward_cuda(const void *p, const void *s, const float *bias, const float *alpha, void *z, int64_t rows,

@@ -17,7 +17,7 @@ __all__ = ["FrozenBackbone", "LadderBank", "LadderConfig", "LadderModel", "__ver
 
 _HOME = {"freeze": ".backbone", "FrozenBackbone": ".backbone"}
 _HOME |= {"LadderBank": ".ladder", "LadderConfig": ".ladder", "LadderModel": ".ladder"}
-_ROOMS = ("backbone", "contrastive", "data", "features", "knowledge", "ladder", "nn", "training")
+_ROOMS = ("backbone", "contrastive", "data", "features", "graph", "knowledge", "ktn", "ladder", "nn", "training")
 
 
 def __getattr__(name: str) -> Any:

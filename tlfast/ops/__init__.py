@@ -14,6 +14,10 @@ from .dropout_add import IMPLEMENTATIONS as _DROPOUT_ADD
 from .dropout_add import dropout_add
 from .frozen_linear import IMPLEMENTATIONS as _FROZEN_LINEAR
 from .frozen_linear import FrozenWeight, frozen_linear
+from .hetero_aggregate import IMPLEMENTATIONS as _HETERO_AGGREGATE
+from .hetero_aggregate import Relation, RelationGroup, hetero_aggregate
+from .hmpnn_layer import IMPLEMENTATIONS as _HMPNN_LAYER
+from .hmpnn_layer import LayerPlan, hmpnn_layer
 from .norm_tap import IMPLEMENTATIONS as _NORM_TAP
 from .norm_tap import norm_tap
 from .packed_attention import IMPLEMENTATIONS as _PACKED_ATTENTION
@@ -27,6 +31,9 @@ from .side_step import side_step
 
 __all__ = [
     "FrozenWeight",
+    "LayerPlan",
+    "Relation",
+    "RelationGroup",
     "add_norm",
     "attention",
     "contrastive_sigmoid",
@@ -35,6 +42,8 @@ __all__ = [
     "dropout",
     "dropout_add",
     "frozen_linear",
+    "hetero_aggregate",
+    "hmpnn_layer",
     "implementations",
     "norm_tap",
     "packed_attention",
@@ -57,6 +66,8 @@ _IMPLEMENTATIONS = {
     "packed_attention": _PACKED_ATTENTION,
     "contrastive_softmax": _CONTRASTIVE,
     "contrastive_sigmoid": _CONTRASTIVE,
+    "hetero_aggregate": _HETERO_AGGREGATE,
+    "hmpnn_layer": _HMPNN_LAYER,
 }
 
 

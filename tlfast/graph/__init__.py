@@ -1,0 +1,7 @@
+"""Heterogeneous graphs: adjacency for the kernels, a folder format, conversion from and to PyTorch Geometric."""
+
+from .adjacency import Adjacency
+from .folder import load, read_folder, save
+from .hetero import EdgeType, HeteroGraph, as_graph, to_hetero_data
+
+__all__ = ["Adjacency", "EdgeType", "HeteroGraph", "as_graph", "load", "read_folder", "save", "to_hetero_data"]

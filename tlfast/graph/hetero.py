@@ -1,0 +1,160 @@
+"""A heterogeneous graph in memory, and its conversion from and to torch_geometric.data.HeteroData."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..data.errors import InputError
+
+EdgeType = tuple[str, str, str]
+
+
+@dataclass
+class HeteroGraph:
+    """Node types with features and labels, and relations between them; needs no PyTorch Geometric.
+
+    Attributes:
+        num_nodes: of each node type, in their order.
+        edges: (2, E) integers of each relation (source type, name, target type), row 0 sources, row 1 targets. Their
+            order is the order in which messages into a type are joined.
+        x: (nodes, features) of each type that has features, floating point.
+        y: labels of each type that has some: (nodes,) integers with -1 for none, or (nodes, classes) weights whose rows
+            are 0 where there is none.
+        num_classes, class_names, name: what the labels are, and the graph.
+
+    Raises:
+        InputError: a relation names a type that is not there; features or labels that do not fit the nodes, are not
+            finite, or are out of range. Edges are checked where they are used, by `Adjacency`.
+    """
+
+    num_nodes: dict[str, int]
+    edges: dict[EdgeType, torch.Tensor]
+    x: dict[str, torch.Tensor] = field(default_factory=dict)
+    y: dict[str, torch.Tensor] = field(default_factory=dict)
+    num_classes: int | None = None
+    class_names: list[str] | None = None
+    name: str = "graph"
+
+    def __post_init__(self) -> None:
+        for node_type, count in self.num_nodes.items():
+            if count < 0:
+                raise InputError(f"node type {node_type!r}: must have 0 nodes or more, not {count}")
+        for relation in self.edges:
+            for end in (relation[0], relation[2]):
+                if end not in self.num_nodes:
+                    raise InputError(f"relation {relation}: there is no node type {end!r}; {there_are(self.num_nodes)}")
+        for what, tensors in (("features", self.x), ("labels", self.y)):
+            for node_type, tensor in tensors.items():
+                self._check_rows(what, node_type, tensor)
+        for node_type, x in self.x.items():
+            _check_features(node_type, x)
+        for node_type, y in self.y.items():
+            self._check_labels(node_type, y)
+
+    @property
+    def node_types(self) -> list[str]:
+        """Names of the node types."""
+        return list(self.num_nodes)
+
+    @property
+    def edge_types(self) -> list[EdgeType]:
+        """The relations, (source type, name, target type)."""
+        return list(self.edges)
+
+    def into(self, node_type: str) -> list[EdgeType]:
+        """The relations into a node type, in their order."""
+        return [relation for relation in self.edges if relation[2] == node_type]
+
+    def _check_rows(self, what: str, node_type: str, tensor: torch.Tensor) -> None:
+        if node_type not in self.num_nodes:
+            raise InputError(f"{what} of {node_type!r}: there is no such node type; {there_are(self.num_nodes)}")
+        if tensor.dim() == 0 or tensor.shape[0] != self.num_nodes[node_type]:
+            given = tuple(tensor.shape)
+            raise InputError(
+                f"{what} of {node_type!r}: {self.num_nodes[node_type]} nodes need as many rows, not {given}"
+            )
+
+    def _check_labels(self, node_type: str, y: torch.Tensor) -> None:
+        if y.dim() == 1 and not y.is_floating_point():
+            limit = self.num_classes
+            if y.numel() and (int(y.min()) < -1 or (limit is not None and int(y.max()) >= limit)):
+                raise InputError(f"labels of {node_type!r}: must be -1 or a class below {limit}, not {_extreme(y)}")
+        elif y.dim() != 2 or not y.is_floating_point() or not bool((y >= 0).all()):
+            raise InputError(
+                f"labels of {node_type!r}: must be (nodes,) integers or (nodes, classes) weights of at least 0, not"
+                f" {tuple(y.shape)} {y.dtype}"
+            )
+
+
+def as_graph(data: Any) -> HeteroGraph:
+    """A `HeteroGraph`, or a HeteroData as one; shares its tensors.
+
+    A type's number of nodes is num_nodes, else the rows of x or y.
+    Raises InputError for anything else, and what HeteroGraph raises.
+    """
+    if isinstance(data, HeteroGraph):
+        return data
+    if not all(hasattr(data, name) for name in ("node_types", "edge_types", "node_stores")):
+        raise InputError(f"data must be a HeteroData or a HeteroGraph, not {type(data).__name__}")
+    num_nodes, x, y = {}, {}, {}
+    for node_type in data.node_types:
+        store = data[node_type]
+        if store.num_nodes is None:
+            raise InputError(f"node type {node_type!r}: has neither x nor num_nodes; set data[{node_type!r}].num_nodes")
+        num_nodes[node_type] = int(store.num_nodes)
+        if "x" in store:
+            x[node_type] = store.x
+        if "y" in store:
+            y[node_type] = store.y
+    edges = {tuple(edge_type): data[edge_type].edge_index for edge_type in data.edge_types}
+    named = {name: data[name] for name in ("num_classes", "class_names", "name") if name in data}
+    return HeteroGraph(num_nodes, edges, x, y, **named)  # type: ignore[arg-type]
+
+
+def to_hetero_data(graph: HeteroGraph) -> Any:
+    """The graph as torch_geometric.data.HeteroData; shares its tensors, with edges as int64."""
+    try:
+        from torch_geometric.data import HeteroData
+    except ImportError as error:
+        fix = 'run pip install "torch_geometric>=2.6", or use tlfast.graph.read_folder, which does without'
+        raise ImportError(f"HeteroData is PyTorch Geometric's, which is not installed: {fix}") from error
+    data = HeteroData()
+    for node_type, count in graph.num_nodes.items():
+        data[node_type].num_nodes = count
+        if node_type in graph.x:
+            data[node_type].x = graph.x[node_type]
+        if node_type in graph.y:
+            data[node_type].y = graph.y[node_type]
+    for edge_type, edge_index in graph.edges.items():
+        data[edge_type].edge_index = edge_index.to(torch.int64)
+    for name in ("num_classes", "class_names", "name"):
+        if getattr(graph, name) is not None:
+            data[name] = getattr(graph, name)
+    return data
+
+
+def _check_features(node_type: str, x: torch.Tensor) -> None:
+    if x.dim() != 2 or not x.is_floating_point():
+        raise InputError(
+            f"features of {node_type!r}: must be (nodes, features) floating point, not {tuple(x.shape)} {x.dtype}"
+        )
+    wrong = ~torch.isfinite(x).all(1)
+    if bool(wrong.any()):
+        first = int(wrong.nonzero()[0])
+        raise InputError(
+            f"features of {node_type!r}: {int(wrong.sum())} rows hold NaN or infinity, the first is row {first}; mend"
+            " or drop these nodes"
+        )
+
+
+def there_are(named: Iterable[Any]) -> str:
+    """For a message: the names that exist."""
+    return f"there are {', '.join(map(repr, named)) or 'none'}"
+
+
+def _extreme(y: torch.Tensor) -> int:
+    return int(y.min()) if int(y.min()) < -1 else int(y.max())
