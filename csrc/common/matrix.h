@@ -143,8 +143,22 @@ static inline void add_tile_products(const uint8_t *a, int64_t a_tile_stride, co
   }
 }
 
-// sums[16 Rows][32] of operands in three planes each: the six products that reach float32's last bit, the smallest first
-// where that costs no load.
+// Adds to the sums in tiles 0 to 3 the products of operands in three planes each: the six that reach float32's last bit,
+// the smallest first where that costs no load.
+template <int Rows>
+static inline void add_split_products(Tiles left, int64_t left_plane, Tiles right, int64_t right_plane, int64_t steps) {
+  for (int64_t k = 0; k < steps; ++k) {
+    const uint8_t *a = left.first + k * left.step_stride, *b = right.first + k * right.step_stride;
+    add_tile_products<Rows, true, true>(a + 2 * left_plane, left.tile_stride, b);
+    add_tile_products<Rows, true, false>(a + left_plane, left.tile_stride, b);
+    add_tile_products<Rows, false, true>(a + left_plane, left.tile_stride, b + right_plane);
+    add_tile_products<Rows, true, false>(a, left.tile_stride, b + right_plane);
+    add_tile_products<Rows, false, true>(a, left.tile_stride, b + 2 * right_plane);
+    add_tile_products<Rows, false, true>(a, left.tile_stride, b);
+  }
+}
+
+// sums[16 Rows][32] of such operands.
 template <int Rows>
 static inline void multiply_split_tiles(float *sums, Tiles left, int64_t left_plane, Tiles right, int64_t right_plane,
                                         int64_t steps) {
@@ -155,15 +169,7 @@ static inline void multiply_split_tiles(float *sums, Tiles left, int64_t left_pl
     _tile_zero(2);
     _tile_zero(3);
   }
-  for (int64_t k = 0; k < steps; ++k) {
-    const uint8_t *a = left.first + k * left.step_stride, *b = right.first + k * right.step_stride;
-    add_tile_products<Rows, true, true>(a + 2 * left_plane, left.tile_stride, b);
-    add_tile_products<Rows, true, false>(a + left_plane, left.tile_stride, b);
-    add_tile_products<Rows, false, true>(a + left_plane, left.tile_stride, b + right_plane);
-    add_tile_products<Rows, true, false>(a, left.tile_stride, b + right_plane);
-    add_tile_products<Rows, false, true>(a, left.tile_stride, b + 2 * right_plane);
-    add_tile_products<Rows, false, true>(a, left.tile_stride, b);
-  }
+  add_split_products<Rows>(left, left_plane, right, right_plane, steps);
   _tile_stored(0, sums, 128);
   _tile_stored(1, sums + TILE_SIDE, 128);
   if constexpr (Rows > 1) {
