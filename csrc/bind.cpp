@@ -71,5 +71,6 @@ PYBIND11_MODULE(_C, m) {
 #ifdef TLFAST_WITH_CUDA
   define(m, "rung_forward_cuda", tl_rung_forward_cuda);
   define(m, "rung_backward_cuda", tl_rung_backward_cuda);
+  define(m, "hetero_aggregate_cuda", tl_hetero_aggregate_cuda);
 #endif
 }

@@ -15,6 +15,7 @@ constexpr int BLOCK = 8;  // vectors of a row held at once, twice: the relation'
 constexpr int BLOCK = 4;
 #endif
 constexpr int64_t AHEAD = 6;        // edges whose rows are fetched before they are needed
+constexpr int64_t RUN = 64;          // edges summed apart before they join the row: a long sum errs less so
 constexpr int64_t LINE_BYTES = 64;
 constexpr int64_t SLICES = 4;       // of the columns of a hub; as in tlfast/ops/hetero_aggregate/relation.py
 
@@ -42,29 +43,39 @@ inline TL_INLINE void prefetch(const T *x) {
   for (int64_t at = 0; at < bytes; at += LINE_BYTES) __builtin_prefetch(reinterpret_cast<const char *>(x) + at);
 }
 
+// Adds rows of x that edges [first, last) of a row that ends at `end` name; Count values of kind V.
+template <class V, int Count, class T>
+inline TL_INLINE void add_edges(V (&sum)[Count], const tl_gather &relation, const T *x, int64_t first, int64_t last,
+                                int64_t end) {
+  constexpr int64_t step = sizeof(V) / sizeof(float);
+  const int32_t *col = relation.col;
+  for (int64_t e = first; e < last; ++e) {
+    if (step > 1 && e + AHEAD < end) prefetch<T, Count>(x + col[e + AHEAD] * relation.x_stride);
+    const T *from = x + col[e] * relation.x_stride;
+    if (relation.col_scale == nullptr) {
+#pragma GCC unroll 8
+      for (int c = 0; c < Count; ++c) sum[c] += load<V>(from + c * step);
+    } else {
+      const V weight = fill(relation.col_scale[col[e]], V{});
+#pragma GCC unroll 8
+      for (int c = 0; c < Count; ++c) sum[c] += weight * load<V>(from + c * step);
+    }
+  }
+}
+
 // Adds the relation's mean or sum over a row's edges to total; columns from j on, Count values of kind V.
 template <class V, int Count, class T>
 inline TL_INLINE void add_relation(V (&total)[Count], const tl_gather &relation, int64_t row, int64_t j) {
   const T *x = static_cast<const T *>(relation.x) + j;
-  const int32_t *col = relation.col;
-  const int64_t begin = relation.rowptr[row], end = relation.rowptr[row + 1], stride = relation.x_stride;
-  if (begin == end) return;
-  V sum[Count] = {};
-  for (int64_t e = begin; e < end; ++e) {
-    if (sizeof(V) > sizeof(float) && e + AHEAD < end) prefetch<T, Count>(x + col[e + AHEAD] * stride);
-    const T *from = x + col[e] * stride;
-    if (relation.col_scale == nullptr) {
-#pragma GCC unroll 8
-      for (int c = 0; c < Count; ++c) sum[c] += load<V>(from + c * (sizeof(V) / sizeof(float)));
-    } else {
-      const V weight = fill(relation.col_scale[col[e]], V{});
-#pragma GCC unroll 8
-      for (int c = 0; c < Count; ++c) sum[c] += weight * load<V>(from + c * (sizeof(V) / sizeof(float)));
-    }
-  }
+  const int64_t begin = relation.rowptr[row], end = relation.rowptr[row + 1];
   const V scale = fill(relation.row_scale == nullptr ? 1.0f : relation.row_scale[row], V{});
+  for (int64_t first = begin; first < end; first += RUN) {
+    const int64_t last = first + RUN < end ? first + RUN : end;
+    V sum[Count] = {};
+    add_edges<V, Count>(sum, relation, x, first, last, end);
 #pragma GCC unroll 8
-  for (int c = 0; c < Count; ++c) total[c] += scale * sum[c];
+    for (int c = 0; c < Count; ++c) total[c] += scale * sum[c];
+  }
 }
 
 template <class V, int Count, class T>

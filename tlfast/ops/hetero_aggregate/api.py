@@ -63,7 +63,7 @@ def hetero_aggregate(
 
     chosen = _dispatch.choose("hetero_aggregate", impl, IMPLEMENTATIONS, features[0].device.type, refuses)
     ways = [part for one in group.relations for part in both_ways(one, reduce)]
-    forward: Any = [ways[part::9] for part in range(4)]
+    forward: Any = ways[::6], ways[1::6], ways[2::6], [None] * len(features)
     if chosen == "reference":
         return reference.hetero_aggregate(features, *forward, base, relu)
     if _dispatch.runs_eagerly(*features, base):
@@ -72,10 +72,10 @@ def hetero_aggregate(
 
 
 def both_ways(relation: Relation, reduce: str) -> list[torch.Tensor | None]:
-    """rowptr, col, row_scale, col_scale of the aggregation, then those of its gradient with its tasks."""
+    """rowptr, col and scale of the targets; rowptr, col and tasks of the gradient, whose columns have that scale."""
     there, back = relation.by_target, relation.by_source
     scale = there.inverse_degree if reduce == "mean" else None
-    return [there.rowptr, there.col, scale, None, back.rowptr, back.col, None, scale, back.tasks]
+    return [there.rowptr, there.col, scale, back.rowptr, back.col, back.tasks]
 
 
 def _group(relation: Relation | RelationGroup | Sequence[Relation]) -> RelationGroup:

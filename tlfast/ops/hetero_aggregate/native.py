@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ... import _native
+from ._gathers import gathers, rows_of
 
 
 def hetero_aggregate(
@@ -23,11 +24,11 @@ def hetero_aggregate(
     """out: where to write, (rows, D) with neighbouring channels; it may be base."""
     rows, width = rowptr[0].numel() - 1, x[0].shape[1]
     y = torch.empty(rows, width, dtype=x[0].dtype, device="cpu") if out is None else out
-    features = [_rows(t) for t in x]
-    lines = table(features, rowptr, col, row_scale, col_scale)
-    base = None if base is None else _rows(base)
+    features = [rows_of(t) for t in x]
+    table = gathers(features, rowptr, col, row_scale, col_scale)
+    base = None if base is None else rows_of(base)
     _native.library().hetero_aggregate_cpu(
-        lines.data_ptr(),
+        table.data_ptr(),
         _native.pointer(base),
         y.data_ptr(),
         tasks.data_ptr(),
@@ -41,30 +42,3 @@ def hetero_aggregate(
         torch.get_num_threads(),
     )
     return y
-
-
-def table(
-    x: Sequence[torch.Tensor],
-    rowptr: Sequence[torch.Tensor],
-    col: Sequence[torch.Tensor],
-    row_scale: Sequence[torch.Tensor | None],
-    col_scale: Sequence[torch.Tensor | None],
-) -> torch.Tensor:
-    """Of each relation the numbers of struct tl_gather in csrc/tlfast.h."""
-    lines = [
-        [
-            features.data_ptr(),
-            starts.data_ptr(),
-            columns.data_ptr(),
-            _native.pointer(scale),
-            _native.pointer(weight),
-            features.stride(0),
-        ]
-        for features, starts, columns, scale, weight in zip(x, rowptr, col, row_scale, col_scale, strict=True)
-    ]
-    return torch.tensor(lines, dtype=torch.int64, device="cpu")
-
-
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    """x with neighbouring channels; a stride of rows stays."""
-    return x if x.stride(1) == 1 else x.contiguous()

@@ -56,8 +56,7 @@ def _hetero_aggregate_fake(
 class Aggregate(torch.autograd.Function):
     """Keeps the result where it was rectified, for the signs; features are not kept.
 
-    Tensors come flat: x of every relation, then for each its rowptr, col, row_scale and col_scale, then those of its
-    transpose with that one's tasks.
+    Tensors come flat: x of every relation, then for each what api.both_ways gives.
     """
 
     @staticmethod
@@ -71,8 +70,9 @@ class Aggregate(torch.autograd.Function):
         *tensors: torch.Tensor | None,
     ) -> torch.Tensor:
         x, ways = tensors[:count], tensors[count:]
-        forward = [list(ways[part::9]) for part in range(4)]
-        y = torch.ops.tlfast.hetero_aggregate.default(list(x), *forward, tasks, base, relu, impl)
+        rowptr, col, scale = (list(ways[part::6]) for part in range(3))
+        none = [None] * count
+        y = torch.ops.tlfast.hetero_aggregate.default(list(x), rowptr, col, scale, none, tasks, base, relu, impl)
         ctx.save_for_backward(y if relu else None, *ways)
         ctx.count, ctx.impl = count, impl
         return y
@@ -83,11 +83,11 @@ class Aggregate(torch.autograd.Function):
         y, *ways = ctx.saved_tensors
         if y is not None:
             dy = torch.ops.aten.threshold_backward(dy, y, 0)
-        gradients: list[torch.Tensor | None] = [None] * (ctx.count * 10)
+        gradients: list[torch.Tensor | None] = [None] * (ctx.count * 7)
         for i in range(ctx.count):
             if ctx.needs_input_grad[5 + i]:
-                rowptr, col, row_scale, col_scale, tasks = ways[9 * i + 4 : 9 * i + 9]
+                scale, rowptr, col, tasks = ways[6 * i + 2 : 6 * i + 6]
                 gradients[i] = torch.ops.tlfast.hetero_aggregate.default(
-                    [dy], [rowptr], [col], [row_scale], [col_scale], tasks, None, False, ctx.impl
+                    [dy], [rowptr], [col], [None], [scale], tasks, None, False, ctx.impl
                 )
         return dy if ctx.needs_input_grad[0] else None, None, None, None, None, *gradients

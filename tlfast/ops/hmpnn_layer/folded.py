@@ -75,9 +75,9 @@ def backward(
     dh, down = [], []
     for s in types:
         gradient, weights = _of_source(s, used, stacked[s], h[s], own, p, q, need_dh, plan)
-        down.append(weights[:width].to(own[s].dtype))
+        down.append(_part(weights, 0, own[s]))
         for k, i in enumerate(plan.outgoing[s], 1):
-            dp[i] = weights[width * k : width * (k + 1)].to(p[i].dtype)
+            dp[i] = _part(weights, k, p[i])
         for i in plan.constant[s]:
             dq[i] = down[s].clone()
         if need_dh:
@@ -98,6 +98,12 @@ def _stacked(t: int, own: Tensors, p: Tensors, q: Tensors, plan: LayerPlan) -> t
 
 def _side_by_side(t: int, p: Tensors, plan: LayerPlan) -> torch.Tensor:
     return torch.cat([p[i] for i in plan.pooled[t]], dim=1)
+
+
+def _part(stacked: torch.Tensor, k: int, like: torch.Tensor) -> torch.Tensor:
+    """The k-th square of those one below the other, as a tensor of its own: an operator's results share no memory."""
+    width = stacked.shape[1]
+    return stacked[width * k : width * (k + 1)].to(like.dtype, copy=True)
 
 
 def _pool(h: Tensors, t: int, plan: LayerPlan, impl: str) -> torch.Tensor:
@@ -153,7 +159,7 @@ def _unpool(
         return None
     weights = transposed_times(dz, pooled)
     for k, i in enumerate(relations):
-        dp[i] = weights[:, width * k : width * (k + 1)].to(p[i].dtype).contiguous()
+        dp[i] = _part(weights.t(), k, p[i]).t().contiguous()
     return times_transposed(dz, _side_by_side(t, p, plan).t().contiguous().to(dz.dtype)) if need_dh else None
 
 
