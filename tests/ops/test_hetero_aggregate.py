@@ -40,14 +40,14 @@ def check(sources, targets, count, width, dtype, impl, reduce="mean", seed=0):
     exact = run(lambda leaf: plain_mean(leaf, edges, targets, reduce), torch.float64)
     # terms are taken in another order than PyTorch's: a rounding of the largest sum on the way is a matter of luck
     sizes = plain_mean(x.abs().double(), edges, targets, reduce)
-    rounding = 2 * torch.finfo(torch.float32).eps * max(float(sizes.max()), float(exact[1].abs().max()))
+    rounding = 2 * torch.finfo(torch.float32).eps * max(float(sizes.max()), float(exact[1].detach().abs().max()))
     for name, mine, plain, truth in zip(("y", "dx"), ours, peer, exact, strict=True):
         assert_within_budget(name, mine, plain, truth, rounding)
 
 
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("reduce", ["mean", "sum"])
-@pytest.mark.parametrize("width", [1, 17, 64, 100, 128])
+@pytest.mark.parametrize("width", [1, 100, 128])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("impl", IMPLS)

@@ -63,7 +63,7 @@ def hetero_aggregate(
 
     chosen = _dispatch.choose("hetero_aggregate", impl, IMPLEMENTATIONS, features[0].device.type, refuses)
     ways = [part for one in group.relations for part in both_ways(one, reduce)]
-    forward: Any = ways[::6], ways[1::6], ways[2::6], [None] * len(features)
+    forward: tuple[Any, Any, Any, Any] = ways[::6], ways[1::6], ways[2::6], [None] * len(features)
     if chosen == "reference":
         return reference.hetero_aggregate(features, *forward, base, relu)
     if _dispatch.runs_eagerly(*features, base):

@@ -154,7 +154,7 @@ def _unpool(
     plan: LayerPlan,
 ) -> torch.Tensor | None:
     """Gradient of what was pooled into t, side by side; fills that of the weights it was multiplied by."""
-    relations, width = plan.pooled[t], dz.shape[1]
+    relations = plan.pooled[t]
     if not relations:
         return None
     weights = transposed_times(dz, pooled)
