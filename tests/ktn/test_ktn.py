@@ -62,7 +62,7 @@ def test_metapaths_never_pass_through_the_target():
 @pytest.mark.parametrize(
     "source, target, hops, words",
     [
-        ("author", "venue", 1, ["at most 1 relations", "'venue'", "author <-written_by- paper", "Raise hops"]),
+        ("author", "venue", 1, ["at most 1 relations", "'venue'", "author': author <-written_by- paper. Raise hops"]),
         ("author", "book", 1, ["target 'book'", "'venue'"]),
         ("author", "author", 1, ["both 'author'"]),
         ("author", "venue", 0, ["hops", "at least 1", "0"]),

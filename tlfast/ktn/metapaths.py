@@ -49,7 +49,6 @@ def _reached(edge_types: Sequence[EdgeType], source: str, hops: int) -> str:
     """Shortest path from each type that reaches the source."""
     paths: dict[str, Metapath] = {source: ()}
     for _ in range(hops):
-        for r in edge_types:
-            if r[2] in paths and r[0] not in paths:
-                paths[r[0]] = (*paths[r[2]], r)
+        longer = {r[0]: (*paths[r[2]], r) for r in edge_types if r[2] in paths and r[0] not in paths}
+        paths |= longer
     return ", ".join(describe(path) for path in paths.values() if path) or "none"

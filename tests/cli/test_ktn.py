@@ -1,0 +1,100 @@
+"""tlfast ktn: fit and predict on a small graph, and what they refuse in one line."""
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("typer")
+pytest.importorskip("transformers")
+
+from typer.testing import CliRunner
+
+from tests.ktn.test_training import two_worlds
+from tlfast.cli import app
+from tlfast.graph import save
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ktn")
+    graph = two_worlds()
+    graph.class_names = ["red", "green", "blue"]
+    save(graph, folder / "graph")
+    np.save(folder / "more.npy", np.where(np.arange(60) < 12, graph.y["user"].numpy(), -1))
+    result = fit(folder / "graph", folder / "run", "--more-labels", folder / "more.npy")
+    assert result.exit_code == 0, result.stderr
+    return folder, json.loads(result.stdout)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["ktn", *map(str, arguments)], catch_exceptions=False)
+
+
+def fit(graph, out, *more, source="item", target="user"):
+    small = ("--hidden", 16, "--lr", 1e-2, "--json")
+    return run("fit", "--graph", graph, "--source", source, "--target", target, "--out", out, *small, *more)
+
+
+def refused(result, *words):
+    assert result.exit_code == 2
+    assert result.stdout == "" and len(result.stderr.strip().splitlines()) == 1
+    for word in words:
+        assert word in result.stderr
+
+
+def test_metrics(folder):
+    path, metrics = folder
+    assert json.loads((path / "run" / "metrics.json").read_text()) == metrics
+    kinds = {"accuracy", "micro_f1", "macro_f1", "ndcg", "ndcg_paper", "mrr"}
+    assert set(metrics["source"]) == kinds
+    for part in ("target", "more_labels"):
+        assert set(metrics[part]) == {"raw", "ktn", "vote", "label_propagation"}
+        assert all(set(found) == kinds for found in metrics[part].values())
+    assert metrics["target"]["ktn"]["accuracy"] > 0.9
+    assert metrics["metapaths"] == ["item <-buys- user"]
+    assert metrics["settings"]["hidden"] == 16 and metrics["machine"] and metrics["versions"]
+    for name in ("seconds_per_epoch", "saved_bytes_per_sample", "peak_memory_bytes"):
+        assert metrics[name] > 0
+    assert (path / "run" / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".jsonl"])
+def test_predictions_are_those_that_were_scored(folder, suffix, tmp_path):
+    path, metrics = folder
+    out = tmp_path / f"users{suffix}"
+    result = run("predict", "--model", path / "run", "--graph", path / "graph", "--out", out, "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["predictions"] == 60
+    lines = out.read_text().splitlines()
+    if suffix == ".jsonl":
+        labels = [json.loads(line)["label"] for line in lines]
+    else:
+        assert lines[0] == "node\tlabel\tprobability"
+        labels = [line.split("\t")[1] for line in lines[1:]]
+    right = sum(label == ["red", "green", "blue"][i % 3] for i, label in enumerate(labels)) / 60
+    assert right == pytest.approx(metrics["target"]["ktn"]["accuracy"])
+
+
+def test_refusals_of_fit(folder, tmp_path):
+    path, _ = folder
+    refused(fit(path / "graph", path / "run"), "already holds a run")
+    refused(fit(tmp_path, tmp_path / "run"), "no graph.json")
+    refused(fit(path / "graph", tmp_path / "run", target="book"), "target 'book'", "'item', 'user'")
+    refused(fit(path / "graph", tmp_path / "run", "--hops", 0), "hops must be at least 1")
+    np.save(tmp_path / "short.npy", np.zeros(3, dtype=np.int64))
+    refused(fit(path / "graph", tmp_path / "run", "--more-labels", tmp_path / "short.npy"), "short.npy", "(60,)")
+    assert not (tmp_path / "run").exists()
+
+
+def test_refusals_of_predict(folder, tmp_path):
+    path, _ = folder
+    graph, out = path / "graph", tmp_path / "x.tsv"
+    refused(run("predict", "--model", tmp_path, "--graph", graph, "--out", out), "no folder that tlfast ktn fit wrote")
+    refused(run("predict", "--model", path / "run", "--graph", graph, "--out", tmp_path / "x.txt"), "'.txt'")
+    other = two_worlds()
+    other.x["item"] = other.x["item"][:, :5]
+    save(other, tmp_path / "other")
+    result = run("predict", "--model", path / "run", "--graph", tmp_path / "other", "--out", out)
+    refused(result, "was trained on the types", "'item': 6", "'item': 5")

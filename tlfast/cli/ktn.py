@@ -1,0 +1,184 @@
+"""tlfast ktn: learn labels on one node type of a heterogeneous graph, predict them on another."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..data import InputError, format_rows
+from .output import emit, note, on_terminal
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..graph import Adjacency, HeteroGraph
+    from ..ktn.training import KtnFit, KtnSettings
+
+app = typer.Typer(help="Zero-shot transfer between node types of a heterogeneous graph (KTN).", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
+GraphFolder = Annotated[Path, typer.Option("--graph", help="A folder with graph.json.")]
+
+
+@app.command()
+def fit(
+    graph_folder: GraphFolder,
+    source: Annotated[str, typer.Option(help="The node type that has labels.")],
+    target: Annotated[str, typer.Option(help="The node type to predict labels for.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model, metrics.json and curve.png.")],
+    hops: Annotated[int, typer.Option(help="Longest metapath between the two, in relations.")] = 1,
+    epochs: Annotated[int, typer.Option(help="The most epochs; it may stop earlier.")] = 60,
+    hidden: Annotated[int, typer.Option(help="Width of all states.")] = 64,
+    layers: Annotated[int, typer.Option(help="Layers of message passing.")] = 2,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3,
+    more_labels: Annotated[
+        Path | None, typer.Option(help="More labels of the target, (nodes,) in an .npy file, to score on as well.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train on the source's labels; labels of the target, where it has some, are read for scores alone."""
+    from ..graph import Adjacency, read_folder
+    from ..ktn.training import KtnSettings
+    from ..training import RunFolder
+
+    settings = KtnSettings(source, target, hops, epochs, hidden, layers, lr, seed=seed)
+    graph = read_folder(graph_folder)
+    adjacency = Adjacency(graph)
+    extra = None if more_labels is None else _read_labels(more_labels, graph, target)
+    run = RunFolder(out)
+    try:
+        with run.session({"command": "ktn fit", "graph": str(graph_folder.resolve()), **asdict(settings)}, False):
+            fitted = _fit(graph, adjacency, settings, show=on_terminal() and not as_json)
+            metrics = _metrics(fitted, graph, adjacency, settings, extra)
+            _write(run, fitted, graph, settings, metrics)
+    except KeyboardInterrupt:
+        note("interrupted; nothing was kept")
+        raise typer.Exit(130) from None
+    emit(metrics, _report(metrics, out), as_json)
+
+
+@app.command()
+def predict(
+    model_folder: Annotated[Path, typer.Option("--model", help="The --out folder of ktn fit.")],
+    graph_folder: GraphFolder,
+    out: Annotated[Path, typer.Option(help="A .tsv, .csv or .jsonl file: node, label, probability.")],
+    as_json: Json = False,
+) -> None:
+    """Predict a label for every node of the target type, in their order; the graph needs no labels."""
+    from ..data.write import check_suffix
+    from ..graph import Adjacency, read_folder
+    from ..ktn.saved import load_model, predictions
+    from ..training import write_whole
+
+    suffix = check_suffix(out)
+    graph = read_folder(graph_folder)
+    model, settings, config = load_model(model_folder, graph)
+    rows = predictions(model.predict(graph, Adjacency(graph))["ktn"], config["class_names"])
+    if not rows:
+        raise InputError(f"{graph_folder}: has no nodes of the target type {settings.target!r}")
+    write_whole(out, format_rows(rows, suffix))
+    result = {"predictions": len(rows), "target": settings.target, "out": str(out)}
+    emit(result, [f"{len(rows)} predictions for {settings.target} in {out}"], as_json)
+
+
+def _read_labels(path: Path, graph: HeteroGraph, target: str) -> torch.Tensor:
+    import numpy as np
+    import torch
+
+    from ..ktn.classifier import label_distribution
+
+    try:
+        labels = torch.from_numpy(np.load(path, allow_pickle=False)).to(torch.int64)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: is no .npy array of labels ({error})") from error
+    if target in graph.num_nodes and labels.shape != (graph.num_nodes[target],):
+        raise InputError(f"{path}: must be ({graph.num_nodes[target]},), a label for each {target}, not {labels.shape}")
+    return label_distribution(labels, graph.num_classes)
+
+
+def _fit(graph: HeteroGraph, adjacency: Adjacency, settings: KtnSettings, show: bool) -> KtnFit:
+    from tqdm import tqdm
+
+    from ..ktn import training
+
+    with tqdm(total=settings.epochs, desc="epoch", disable=not show) as bar:
+
+        def progress(entry: dict[str, float]) -> None:
+            bar.set_postfix_str(f"loss {entry['loss']:.4f}, dev {entry['dev_accuracy']:.4f}")
+            bar.update()
+
+        return training.fit(graph, adjacency, settings, progress)
+
+
+def _metrics(
+    fitted: KtnFit,
+    graph: HeteroGraph,
+    adjacency: Adjacency,
+    settings: KtnSettings,
+    extra: torch.Tensor | None,
+) -> dict[str, Any]:
+    from ..bench import measure
+    from ..ktn import baselines, scores, training
+    from ..ktn.classifier import label_distribution
+    from ..ktn.metapaths import describe
+
+    result = training.evaluate(fitted, graph, adjacency)
+    labels = training.source_labels(graph, settings.source)
+    paths = fitted.model.transfer.paths
+    others = {
+        "vote": baselines.vote(labels, adjacency, paths),
+        "label_propagation": baselines.propagate(labels, adjacency, settings.source, settings.target),
+    }
+    if settings.target in graph.y:
+        truth = label_distribution(graph.y[settings.target], labels.shape[1])
+        result["target"] |= {name: scores(predicted, truth) for name, predicted in others.items()}
+    if extra is not None:
+        predicted = fitted.model.predict(graph, adjacency)
+        named = {"raw": predicted["raw"], "ktn": predicted["ktn"], **others}
+        result["more_labels"] = {name: scores(found, extra) for name, found in named.items()}
+    saved = measure.saved_bytes(lambda: fitted.model.gnn(graph.x, adjacency))
+    return result | {
+        "metapaths": [describe(path) for path in paths],
+        "settings": asdict(settings),
+        "best_epoch": fitted.best_epoch,
+        "epochs": len(fitted.history),
+        "seconds_per_epoch": fitted.seconds_per_epoch,
+        "saved_bytes_per_sample": round(saved / max(sum(graph.num_nodes.values()), 1)),
+        "peak_memory_bytes": measure.peak_rss(),
+        **measure.environment(),
+    }
+
+
+def _write(run: Any, fitted: KtnFit, graph: HeteroGraph, settings: KtnSettings, metrics: dict[str, Any]) -> None:
+    from ..ktn.saved import save_model
+    from ..training.curve import draw_curve
+
+    history = [
+        {"epoch": entry["epoch"], "loss": entry["loss"], "eval_accuracy": entry["dev_accuracy"]}
+        for entry in fitted.history
+    ]
+    with run.publish() as folder:
+        save_model(fitted.model, graph, settings, folder)
+        title = f"{graph.name}: {settings.source} to {settings.target}"
+        draw_curve(folder / "curve.png", history, "accuracy", fitted.best_epoch, title)
+        run.write_metrics(folder, metrics)
+
+
+def _report(metrics: dict[str, Any], out: Path) -> list[str]:
+    def line(name: str, found: dict[str, float]) -> str:
+        return f"{name:<32}" + "  ".join(f"{key} {value:.4f}" for key, value in found.items())
+
+    settings = metrics["settings"]
+    rows = [line(f"{settings['source']} (dev)", metrics["source"])]
+    for part, title in (("target", settings["target"]), ("more_labels", "more labels")):
+        rows += [line(f"{title}, {name}", found) for name, found in metrics.get(part, {}).items()]
+    return [
+        *rows,
+        f"metapaths: {'; '.join(metrics['metapaths'])}",
+        f"epoch {metrics['best_epoch']} of {metrics['epochs']}, {metrics['seconds_per_epoch']:.2f} s an epoch",
+        f"model, metrics.json and curve.png are in {out}",
+    ]
