@@ -67,7 +67,6 @@ PYBIND11_MODULE(_C, m) {
   define(m, "contrastive_sigmoid_backward_cpu", tl_contrastive_sigmoid_backward_cpu);
   define(m, "hetero_aggregate_cpu", tl_hetero_aggregate_cpu);
   define(m, "product_fp32_cpu", tl_product_fp32_cpu);
-  define(m, "transposed_product_fp32_cpu", tl_transposed_product_fp32_cpu);
 #ifdef TLFAST_WITH_CUDA
   define(m, "rung_forward_cuda", tl_rung_forward_cuda);
   define(m, "rung_backward_cuda", tl_rung_backward_cuda);

@@ -246,14 +246,10 @@ int tl_hetero_aggregate_cpu(const tl_gather *relations, const void *base, void *
                             int64_t num_tasks, int64_t num_relations, int64_t width, int64_t base_stride,
                             int64_t y_stride, int dtype, int relu, int threads);
 
-// product:  y = x w^T, or y += x w^T where accumulate is not 0;  transposed_product:  c = g^T x, summed over the rows. All in
-//   float32 with row strides, on AMX alone: x (rows, inputs), w (outputs, inputs), y (rows, outputs); g (rows, g_columns),
-//   x (rows, x_columns), c (g_columns, x_columns). Errors are those of float32 sums; the same bits for any `threads`.
+// product:  y = x w^T, or y += x w^T where accumulate is not 0. In float32 with row strides, on AMX alone: x (rows, inputs),
+//   w (outputs, inputs), y (rows, outputs). Errors are those of float32 sums; the same bits for any `threads`.
 int tl_product_fp32_cpu(const float *x, const float *w, float *y, int64_t rows, int64_t inputs, int64_t outputs,
                         int64_t x_stride, int64_t w_stride, int64_t y_stride, int accumulate, int threads);
-int tl_transposed_product_fp32_cpu(const float *g, const float *x, float *c, int64_t rows, int64_t g_columns,
-                                   int64_t x_columns, int64_t g_stride, int64_t x_stride, int64_t c_stride,
-                                   int threads);
 
 #ifdef TLFAST_WITH_CUDA
 // As on the CPU. In the backward dbias and dalpha are accumulated into and must come zeroed.

@@ -133,7 +133,7 @@ def test_products(rows, inner, outer):
     torch.manual_seed(rows)
     x, w, g = torch.randn(rows, inner), torch.randn(outer, inner), torch.randn(rows, outer + 3)[:, 3:]
     room = torch.ones(rows, outer + 5)
-    y = times_transposed(x, w, out=room[:, 2 : 2 + outer])
+    y = times_transposed(x, w, add_to=room[:, 2 : 2 + outer])
     assert y.data_ptr() == room[:, 2:].data_ptr() and (room[:, :2] == 1).all() and (room[:, 2 + outer :] == 1).all()
     pairs = {
         "x w^T": (times_transposed(x, w), x @ w.t(), x.double() @ w.double().t()),

@@ -24,13 +24,13 @@ def forward(
     """The new states, and of each type what was pooled before it was multiplied, side by side; (0, 0) for nothing."""
     aggregate = kernels(impl).hetero_aggregate
     width, types = h[0].shape[1], range(len(h))
-    products = [times_transposed(h[t], _stacked(t, own, p, q, plan).to(h[t].dtype)) for t in types]
+    products = [_multiply(t, h[t], _stacked(t, own, p, q, plan), plan) for t in types]
     pooled, out = [], []
     for t in types:
         z = products[t][:, :width]
         pooled.append(_pool(h, t, plan, impl))
         if plan.pooled[t]:
-            times_transposed(pooled[t], _side_by_side(t, p, plan).to(z.dtype), out=z)
+            times_transposed(pooled[t], _side_by_side(t, p, plan).to(z.dtype), add_to=z)
         for correction in plan.corrections[t]:
             term = times_transposed(h[t][correction.rows], q[correction.relation].to(z.dtype))
             z.index_add_(0, correction.rows, term, alpha=correction.sign)
@@ -96,6 +96,10 @@ def _stacked(t: int, own: Tensors, p: Tensors, q: Tensors, plan: LayerPlan) -> t
     return torch.cat([constant, *(p[i] for i in plan.outgoing[t])])
 
 
+def _multiply(t: int, h: torch.Tensor, weight: torch.Tensor, plan: LayerPlan) -> torch.Tensor:
+    return times_transposed(h, weight.to(h.dtype), into=plan.room(t, h))
+
+
 def _side_by_side(t: int, p: Tensors, plan: LayerPlan) -> torch.Tensor:
     return torch.cat([p[i] for i in plan.pooled[t]], dim=1)
 
@@ -122,8 +126,7 @@ def _pool(h: Tensors, t: int, plan: LayerPlan, impl: str) -> torch.Tensor:
 
 def _gradients(t: int, dout: Sequence[torch.Tensor | None], out: Tensors, width: int, plan: LayerPlan) -> torch.Tensor:
     """[dz_t | room for the gradient of each product that h_t went into], zero where nothing flows back."""
-    gradient, count = dout[t], 1 + len(plan.outgoing[t])
-    stacked = out[t].new_empty(out[t].shape[0], width * count)
+    gradient, stacked = dout[t], plan.room(t, out[t])
     if gradient is None:
         stacked[:, :width] = 0
     else:

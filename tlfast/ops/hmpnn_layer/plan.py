@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -35,7 +36,9 @@ class LayerPlan:
         pooled[t]: relations into t that aggregate first; pooled_from[s]: of those the ones from s.
         constant[t]: relations whose term h_t Q^T holds for all nodes of t but those in `corrections[t]`.
 
-    Relations without edges take no part. A plan lives as long as someone holds it; operators know it by `key`.
+    Keeps, for each thread that runs it on the CPU, room for the products of one layer: fresh pages cost more than a
+    layer takes to fill them. Relations without edges take no part. A plan lives as long as someone holds it; operators
+    know it by `key`.
     """
 
     _known: ClassVar[weakref.WeakValueDictionary[int, LayerPlan]] = weakref.WeakValueDictionary()
@@ -58,6 +61,7 @@ class LayerPlan:
         self.corrections: list[list[Correction]] = [[] for _ in types]
         for i in used:
             self._split_constant(i)
+        self._rooms = threading.local()
         self.key = next(self._keys)
         self._known[self.key] = self
 
@@ -73,6 +77,16 @@ class LayerPlan:
     def place(self, i: int) -> int:
         """Position of relation i among those that multiply its source's features first."""
         return self.outgoing[self.relations[i][0]].index(i)
+
+    def room(self, t: int, like: torch.Tensor) -> torch.Tensor:
+        """Uninitialised (nodes of t, (1 + relations that multiply t first) D), which the next call finds again."""
+        shape = like.shape[0], like.shape[1] * (1 + len(self.outgoing[t]))
+        if like.device.type != "cpu":  # PyTorch keeps memory of GPUs itself, in the order of their streams
+            return like.new_empty(shape)
+        rooms: dict[Any, torch.Tensor] = self._rooms.__dict__
+        if t not in rooms or rooms[t].shape != shape or rooms[t].dtype != like.dtype:
+            rooms[t] = torch.empty(shape, dtype=like.dtype)
+        return rooms[t]
 
     def _split_constant(self, i: int) -> None:
         """h Q^T for every node and taken back where there is no edge, or only where there is one: whichever is less."""

@@ -7,11 +7,15 @@ import torch
 from ... import _native
 
 
-def times_transposed(x: torch.Tensor, w: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """x @ w.T, or out += x @ w.T in place; x (N, K) and w (M, K), all with neighbouring columns."""
+def times_transposed(
+    x: torch.Tensor, w: torch.Tensor, into: torch.Tensor | None = None, add_to: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x @ w.T, written into `into` or added to `add_to` where given; x (N, K), w (M, K), neighbouring columns."""
     if not _on_amx(x):
-        return torch.mm(x, w.t()) if out is None else out.addmm_(x, w.t())
-    y = torch.empty(x.shape[0], w.shape[0], dtype=x.dtype, device="cpu") if out is None else out
+        return torch.mm(x, w.t(), out=into) if add_to is None else add_to.addmm_(x, w.t())
+    y = into if add_to is None else add_to
+    if y is None:
+        y = torch.empty(x.shape[0], w.shape[0], dtype=x.dtype, device="cpu")
     _native.library().product_fp32_cpu(
         x.data_ptr(),
         w.data_ptr(),
@@ -21,29 +25,15 @@ def times_transposed(x: torch.Tensor, w: torch.Tensor, out: torch.Tensor | None 
         x.stride(0),
         w.stride(0),
         y.stride(0),
-        out is not None,
+        add_to is not None,
         torch.get_num_threads(),
     )
     return y
 
 
 def transposed_times(g: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """g.T @ x; g (N, M) and x (N, K), with neighbouring columns."""
-    if not _on_amx(x):
-        return torch.mm(g.t(), x)
-    product = torch.empty(g.shape[1], x.shape[1], dtype=x.dtype, device="cpu")
-    _native.library().transposed_product_fp32_cpu(
-        g.data_ptr(),
-        x.data_ptr(),
-        product.data_ptr(),
-        *g.shape,
-        x.shape[1],
-        g.stride(0),
-        x.stride(0),
-        product.stride(0),
-        torch.get_num_threads(),
-    )
-    return product
+    """g.T @ x; g (N, M) and x (N, K). PyTorch's: split operands gain nothing where both have to be transposed."""
+    return torch.mm(g.t(), x)
 
 
 def _on_amx(x: torch.Tensor) -> bool:

@@ -1,6 +1,6 @@
-// Products of float32 matrices that training needs, on AMX: y = x w^T and c = g^T x. As in linear_fp32.cpp each number is
-// split into three bfloat16 numbers, which hold all its bits, and of the nine products the six that reach float32's last
-// bit are summed. Here nothing is kept between calls: w is split once a call, rows a strip at a time in the cache.
+// Products of float32 matrices in training, y = x w^T, on AMX. As in linear_fp32.cpp each number is split into three
+// bfloat16 numbers, which hold all its bits, and of the nine products the six that reach float32's last bit are summed.
+// w is small and new in each call: all of it is split first, then rows of x a strip at a time, which stay in the cache.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -18,8 +18,6 @@ namespace TL_ISA {
 
 static constexpr int64_t PLANES = 3, PANEL = 2 * TILE_SIDE, STRIP = 2 * TILE_SIDE, STEP = Bf16::step;
 static constexpr int64_t TASK_STRIPS = 4;        // strips of rows a task of y = x w^T takes
-static constexpr int64_t CHUNK_STEPS = 4;        // steps of rows that are split at a time for c = g^T x
-static constexpr int64_t MAX_PARTIAL_SUMS = 16;  // c is summed over at most so many parts of the rows, whatever the threads
 
 static int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
@@ -66,17 +64,6 @@ static void split_left(uint8_t *tiles, int64_t plane_bytes, const Matrix &x, int
       split_two({to, to + plane_bytes, to + 2 * plane_bytes}, _mm512_maskz_loadu_ps(low, row + k),
                 _mm512_maskz_loadu_ps(high, row + k + 16));
     }
-  }
-}
-
-// Rows [first, first + 32), columns [column, column + 16) as one right tile a plane: [16 pairs of rows][16 columns][2].
-static void split_pairs(uint8_t *const (&to)[PLANES], const Matrix &x, int64_t first, int64_t column) {
-  const __mmask16 inside = first_lanes(x.columns - column);
-  for (int64_t pair = 0; pair < 16; ++pair) {
-    const int64_t row = first + 2 * pair, at = pair * STEP_BYTES;
-    const float *from = x.data + row * x.stride + column;
-    split_two({to[0] + at, to[1] + at, to[2] + at}, _mm512_maskz_loadu_ps(row < x.rows ? inside : 0, from),
-              _mm512_maskz_loadu_ps(row + 1 < x.rows ? inside : 0, from + x.stride));
   }
 }
 
@@ -163,68 +150,6 @@ static int product(const Matrix &x, const Matrix &w, float *y, int64_t y_stride,
   return failed ? tl_fail(TL_OUT_OF_MEMORY, "product: no memory for a strip of rows") : TL_OK;
 }
 
-// Of rows [first, first + steps): g as left tiles [block of 32][2 tiles][plane][step], x as right tiles [panel][plane]
-// [step][2 tiles]; sums (padded to blocks of 32) += g^T x.
-static void add_chunk(float *sums, uint8_t *left, uint8_t *right, const Matrix &g, const Matrix &x, int64_t first,
-                      int64_t steps) {
-  const int64_t blocks = parts(g.columns, STRIP), panels = parts(x.columns, PANEL);
-  const int64_t left_plane = steps * TILE_BYTES, right_plane = 2 * left_plane;
-  for (int64_t tile = 0; tile < 2 * blocks; ++tile)
-    for (int64_t k = 0; k < steps; ++k) {
-      uint8_t *to[PLANES];
-      for (int64_t p = 0; p < PLANES; ++p) to[p] = left + (tile * PLANES + p) * left_plane + k * TILE_BYTES;
-      split_pairs({to[0], to[1], to[2]}, g, first + k * STEP, tile * TILE_SIDE);
-      for (int64_t p = 0; p < PLANES; ++p) transpose(reinterpret_cast<float *>(to[p]));
-    }
-  for (int64_t tile = 0; tile < 2 * panels; ++tile)
-    for (int64_t k = 0; k < steps; ++k) {
-      uint8_t *to = right + tile / 2 * PLANES * right_plane + (2 * k + tile % 2) * TILE_BYTES;
-      split_pairs({to, to + right_plane, to + 2 * right_plane}, x, first + k * STEP, tile * TILE_SIDE);
-    }
-  const MatrixUnit unit;
-  for (int64_t block = 0; block < blocks; ++block)
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      const Tiles a{left + block * 2 * PLANES * left_plane, PLANES * left_plane, TILE_BYTES};
-      const Tiles b{right + panel * PLANES * right_plane, TILE_BYTES, 2 * TILE_BYTES};
-      float *to = sums + block * STRIP * panels * PANEL + panel * PANEL;
-      multiply_whole(to, panels * PANEL, true, a, left_plane, b, right_plane, steps);
-    }
-}
-
-static int transposed_product(const Matrix &g, const Matrix &x, float *c, int64_t c_stride, int threads) {
-  const int64_t chunk_rows = CHUNK_STEPS * STEP, chunks = parts(g.rows, chunk_rows);
-  const int64_t partials = std::min(chunks, MAX_PARTIAL_SUMS);
-  const int64_t height = parts(g.columns, STRIP) * STRIP, width = parts(x.columns, PANEL) * PANEL;
-  const int64_t left_bytes = height / TILE_SIDE * PLANES * CHUNK_STEPS * TILE_BYTES;
-  const int64_t right_bytes = width / TILE_SIDE * PLANES * CHUNK_STEPS * TILE_BYTES;
-  const int64_t size = height * width;
-  float *sums = reinterpret_cast<float *>(kept_scratch<3>(sizeof(float) * partials * size));
-  std::atomic<bool> failed{sums == nullptr};
-  parallel_for(partials, threads, [&](int64_t partial) {
-    uint8_t *tiles = kept_scratch<4>(left_bytes + right_bytes);
-    if (tiles == nullptr || failed) return failed.store(true);
-    float *mine = sums + partial * size;
-    std::memset(mine, 0, sizeof(float) * size);
-    for (int64_t chunk = partial * chunks / partials; chunk < (partial + 1) * chunks / partials; ++chunk) {
-      const int64_t first = chunk * chunk_rows, left_rows = std::min(chunk_rows, g.rows - first);
-      add_chunk(mine, tiles, tiles + left_bytes, g, x, first, parts(left_rows, STEP));
-    }
-  });
-  if (failed) return tl_fail(TL_OUT_OF_MEMORY, "product: no memory for %lld partial sums", (long long)partials);
-  parallel_for(parts(g.columns, 16), threads, [&](int64_t block) {
-    for (int64_t i = block * 16; i < std::min(g.columns, block * 16 + 16); ++i) {
-      float *to = c + i * c_stride;
-      std::memset(to, 0, sizeof(float) * x.columns);
-      for (int64_t partial = 0; partial < partials; ++partial) {
-        const float *from = sums + partial * size + i * width;
-#pragma omp simd
-        for (int64_t j = 0; j < x.columns; ++j) to[j] += from[j];
-      }
-    }
-  });
-  return TL_OK;
-}
-
 #endif
 
 int tl_product_fp32_cpu(const float *x, const float *w, float *y, int64_t rows, int64_t inputs, int64_t outputs,
@@ -237,24 +162,9 @@ int tl_product_fp32_cpu(const float *x, const float *w, float *y, int64_t rows, 
 #endif
 }
 
-int tl_transposed_product_fp32_cpu(const float *g, const float *x, float *c, int64_t rows, int64_t g_columns,
-                                   int64_t x_columns, int64_t g_stride, int64_t x_stride, int64_t c_stride,
-                                   int threads) {
-#if defined(__AMX_TILE__)
-  if (g_columns == 0 || x_columns == 0) return TL_OK;
-  return transposed_product({g, rows, g_columns, g_stride}, {x, rows, x_columns, x_stride}, c, c_stride, threads);
-#else
-  return tl_fail(TL_BAD_ARGUMENT, "products in float32 run on AMX alone; use PyTorch's here");
-#endif
-}
-
 }  // namespace TL_ISA
 
 TL_MATRIX_ENTRY(tl_product_fp32_cpu,
                 (const float *x, const float *w, float *y, int64_t rows, int64_t inputs, int64_t outputs,
                  int64_t x_stride, int64_t w_stride, int64_t y_stride, int accumulate, int threads),
                 (x, w, y, rows, inputs, outputs, x_stride, w_stride, y_stride, accumulate, threads))
-TL_MATRIX_ENTRY(tl_transposed_product_fp32_cpu,
-                (const float *g, const float *x, float *c, int64_t rows, int64_t g_columns, int64_t x_columns,
-                 int64_t g_stride, int64_t x_stride, int64_t c_stride, int threads),
-                (g, x, c, rows, g_columns, x_columns, g_stride, x_stride, c_stride, threads))
