@@ -50,6 +50,7 @@ def test_sections_are_in_their_order():
         "Language models",
         "Many ladders, one forward",
         "A frozen forward in fewer bits",
+        "Heterogeneous graphs",
         "Sentence embeddings",
         "Class names with knowledge",
         "More than one process",
@@ -184,3 +185,14 @@ def test_the_contrastive_code_runs():
     names = {}
     exec(next(code for code in code_blocks("python") if "unicl_loss" in code), names)
     assert names["image"].grad.isfinite().all() and names["image"].grad.any()
+
+
+def test_the_graphs_code_runs(tmp_path, monkeypatch):
+    pytest.importorskip("torch_geometric")
+    from tests.ktn.cases import make_graph
+
+    tlfast.graph.save(make_graph(), tmp_path / "my-graph")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(next(code for code in code_blocks("python") if "KnowledgeTransfer" in code), names)
+    assert names["as_authors"].shape == names["h"]["paper"].shape and names["loss"].requires_grad
