@@ -127,8 +127,11 @@ static inline void multiply_strip(typename Type::Sum *sums, const Left &left, in
     multiply_tiles<Type, 1, 2>(sums, a, b, left.steps, row_sums, meanwhile);
 }
 
-template <class Type, class Panels, int Activation, class Y>
-static int multiply(const Layer &layer, const Left &left) {
+template <class Type, class Panels>
+static int run(const Layer &layer, const Left &left) {
+  const FinishRows finish_rows = layer.y_dtype == TL_F32 ? finish_of<float, Panels::scales>(layer.activation)
+                                                         : finish_of<tl_bf16, Panels::scales>(layer.activation);
+  if (finish_rows == nullptr) return TL_BAD_ARGUMENT;
   using Sum = typename Type::Sum;
   const int64_t panel_bytes = left.steps * 2 * TILE_BYTES;
   const Deal deal(layer, panel_bytes);
@@ -150,10 +153,10 @@ static int multiply(const Layer &layer, const Left &left) {
     Ahead ahead(weight + std::min(next, layer.panels()) * stored,
                 weight + std::min(next + deal.group_panels, layer.panels()) * stored);
     const int64_t strips = parts(last_tile - first_tile, 2), lines = parts(parts(stored, 64), left.steps * strips);
-    const int64_t pause = std::max<int64_t>(1, left.steps * Finish<Activation, Y, Panels::scales>::ROWS_AT_ONCE / STRIP);
+    const int64_t pause = std::max<int64_t>(1, left.steps * Finish::ROWS_AT_ONCE / STRIP);
     [[maybe_unused]] const MatrixUnit unit;
     alignas(64) Sum sums[2][STRIP * PANEL];
-    Finish<Activation, Y, Panels::scales> finish;
+    Finish finishing;
     int turn = 0;
     for (int64_t tile = first_tile; tile < last_tile; tile += 2)
       for (int64_t p = first_panel; p < last_panel; ++p, turn ^= 1) {
@@ -161,22 +164,15 @@ static int multiply(const Layer &layer, const Left &left) {
                              [&, due = int64_t{1}](int64_t) mutable TL_INLINE {
                                ahead.advance(lines);
                                if (--due > 0) return;
-                               finish.advance();
+                               finish_rows(finishing);
                                due = pause;
                              });
-        finish.finish();
-        finish = Finish<Activation, Y, Panels::scales>(layer, left, sums[turn], tile * TILE_SIDE, p);
+        finish_all(finishing, finish_rows);
+        finishing = finish_block(layer, left, sums[turn], tile * TILE_SIDE, p, Panels::scales);
       }
-    finish.finish();
+    finish_all(finishing, finish_rows);
   });
   return failed ? tl_fail(TL_OUT_OF_MEMORY, "linear: no memory for unpacked weights") : TL_OK;
-}
-
-template <class Type, class Panels>
-static int run(const Layer &layer, const Left &left) {
-  return with_kernel(layer, [&](auto activation, auto y) {
-    return multiply<Type, Panels, decltype(activation)::value, decltype(y)>(layer, left);
-  });
 }
 
 int tl_linear_cpu(const void *x, const void *weight, const float *scale, const uint8_t *group_scale,

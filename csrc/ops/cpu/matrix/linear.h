@@ -154,100 +154,105 @@ static constexpr float NO_BIAS[PANEL] = {};
 // What sums are multiplied by: those of int8 products are whole numbers.
 enum class Scales { None, OfOutputs, OfRowsAndOutputs };
 
-// The rows of one block of sums, [STRIP][PANEL], on their way to y.
-template <int Activation, class Y, Scales Kind>
-class Finish {
- public:
-  using Sum = std::conditional_t<Kind == Scales::OfRowsAndOutputs, int32_t, float>;
-
-  Finish() = default;
-  Finish(const Layer &layer, const Left &left, const Sum *sums, int64_t first, int64_t panel)
-      : sums_(sums), bias_(layer.bias == nullptr ? NO_BIAS : layer.bias + panel * PANEL), y_stride_(layer.y_stride),
-        gated_(layer.gated) {
-    const int64_t width = gated_ ? PANEL / 2 : PANEL, outputs = gated_ ? layer.outputs / 2 : layer.outputs;
-    count_ = std::min(width, outputs - panel * width);
-    rows_ = count_ <= 0 ? 0 : std::min(STRIP, layer.rows - first);
-    y_ = static_cast<Y *>(layer.y) + first * layer.y_stride + panel * width;
-    if constexpr (Kind != Scales::None) scale_ = layer.scale + panel * PANEL;
-    if constexpr (Kind == Scales::OfRowsAndOutputs) row_scale_ = left.scale + first;
-    for (int64_t i = 0; i < rows_; ++i) __builtin_prefetch(y_ + i * y_stride_, 1, 3);
-  }
-
-  // The next ROWS_AT_ONCE rows, as many of them as there are.
-  TL_INLINE void advance() {
-    const int64_t end = std::min(next_ + ROWS_AT_ONCE, rows_);
-    // two loops: each keeps what it needs in registers, and no more
-    if (gated_)
-      for (; next_ < end; ++next_) finish_gated_row(next_);
-    else
-      for (; next_ < end; ++next_) finish_row(next_);
-  }
-  void finish() {
-    while (next_ < rows_) advance();
-  }
+// The rows of one block of sums, [STRIP][PANEL], on their way to y. What is done to them is chosen once a layer: the loops
+// over tiles do not depend on it.
+struct Finish {
+  const void *sums = nullptr;
+  const float *bias = nullptr, *scale = nullptr, *row_scale = nullptr;
+  void *y = nullptr;
+  int64_t y_stride = 0, count = 0, rows = 0, next = 0;
+  bool gated = false;
 
   static constexpr int64_t ROWS_AT_ONCE = 4;
-
- private:
-  TL_INLINE void read_row(float *row, int64_t i) const {
-    const Sum *sums = sums_ + i * PANEL;
-    if constexpr (Kind == Scales::OfRowsAndOutputs) {
-      const float row_scale = row_scale_[i];
-#pragma omp simd
-      for (int64_t j = 0; j < PANEL; ++j) row[j] = static_cast<float>(sums[j]) * (row_scale * scale_[j]) + bias_[j];
-    } else if constexpr (Kind == Scales::OfOutputs) {
-#pragma omp simd
-      for (int64_t j = 0; j < PANEL; ++j) row[j] = sums[j] * scale_[j] + bias_[j];
-    } else {
-#pragma omp simd
-      for (int64_t j = 0; j < PANEL; ++j) row[j] = sums[j] + bias_[j];
-    }
-  }
-
-  TL_INLINE void finish_row(int64_t i) const {
-    float row[PANEL];
-    read_row(row, i);
-#pragma omp simd
-    for (int64_t j = 0; j < PANEL; ++j) row[j] = activate<Activation, Y>(row[j]);
-    Y *y = y_ + i * y_stride_;
-    if (count_ == PANEL) return store_step(y, row);
-    for (int64_t j = 0; j < count_; ++j) tl_store(&y[j], row[j]);
-  }
-
-  // The panel's first half are gates, its second what they gate.
-  TL_INLINE void finish_gated_row(int64_t i) const {
-    float row[PANEL];
-    read_row(row, i);
-#pragma omp simd
-    for (int64_t j = 0; j < TILE_SIDE; ++j) row[j] = activate<Activation, Y>(row[j]) * row[TILE_SIDE + j];
-    Y *y = y_ + i * y_stride_;
-    for (int64_t j = 0; j < count_; ++j) tl_store(&y[j], row[j]);
-  }
-
-  const Sum *sums_ = nullptr;
-  const float *bias_ = nullptr, *scale_ = nullptr, *row_scale_ = nullptr;
-  Y *y_ = nullptr;
-  int64_t y_stride_ = 0, count_ = 0, rows_ = 0, next_ = 0;
-  bool gated_ = false;
 };
+typedef void (*FinishRows)(Finish &);  // the next ROWS_AT_ONCE rows, as many of them as there are
 
-template <class Body>
-static int with_activation(int activation, Body body) {
+static inline Finish finish_block(const Layer &layer, const Left &left, const void *sums, int64_t first, int64_t panel,
+                                  Scales scales) {
+  const int64_t width = layer.gated ? PANEL / 2 : PANEL, outputs = layer.gated ? layer.outputs / 2 : layer.outputs;
+  const int64_t number = layer.y_dtype == TL_F32 ? 4 : 2;
+  Finish block;
+  block.sums = sums;
+  block.bias = layer.bias == nullptr ? NO_BIAS : layer.bias + panel * PANEL;
+  if (scales != Scales::None) block.scale = layer.scale + panel * PANEL;
+  if (scales == Scales::OfRowsAndOutputs) block.row_scale = left.scale + first;
+  block.y_stride = layer.y_stride;
+  block.y = static_cast<uint8_t *>(layer.y) + (first * layer.y_stride + panel * width) * number;
+  block.count = std::min(width, outputs - panel * width);
+  block.rows = block.count <= 0 ? 0 : std::min(STRIP, layer.rows - first);
+  block.gated = layer.gated;
+  for (int64_t i = 0; i < block.rows; ++i)
+    __builtin_prefetch(static_cast<uint8_t *>(block.y) + i * block.y_stride * number, 1, 3);
+  return block;
+}
+
+template <Scales Kind>
+TL_INLINED void read_sums(float *row, const Finish &block, int64_t i) {
+  using Sum = std::conditional_t<Kind == Scales::OfRowsAndOutputs, int32_t, float>;
+  const Sum *sums = static_cast<const Sum *>(block.sums) + i * PANEL;
+  const float *bias = block.bias, *scale = block.scale;
+  if constexpr (Kind == Scales::OfRowsAndOutputs) {
+    const float row_scale = block.row_scale[i];
+#pragma omp simd
+    for (int64_t j = 0; j < PANEL; ++j) row[j] = static_cast<float>(sums[j]) * (row_scale * scale[j]) + bias[j];
+  } else if constexpr (Kind == Scales::OfOutputs) {
+#pragma omp simd
+    for (int64_t j = 0; j < PANEL; ++j) row[j] = sums[j] * scale[j] + bias[j];
+  } else {
+#pragma omp simd
+    for (int64_t j = 0; j < PANEL; ++j) row[j] = sums[j] + bias[j];
+  }
+}
+
+template <int Activation, class Y, Scales Kind>
+static void finish_rows(Finish &block) {
+  const int64_t end = std::min(block.next + Finish::ROWS_AT_ONCE, block.rows);
+  // two loops: each keeps what it needs in registers, and no more
+  if (!block.gated)
+    for (; block.next < end; ++block.next) {
+      float row[PANEL];
+      read_sums<Kind>(row, block, block.next);
+#pragma omp simd
+      for (int64_t j = 0; j < PANEL; ++j) row[j] = activate<Activation, Y>(row[j]);
+      Y *y = static_cast<Y *>(block.y) + block.next * block.y_stride;
+      if (block.count == PANEL)
+        store_step(y, row);
+      else
+        for (int64_t j = 0; j < block.count; ++j) tl_store(&y[j], row[j]);
+    }
+  else  // the panel's first half are gates, its second what they gate
+    for (; block.next < end; ++block.next) {
+      float row[PANEL];
+      read_sums<Kind>(row, block, block.next);
+#pragma omp simd
+      for (int64_t j = 0; j < TILE_SIDE; ++j) row[j] = activate<Activation, Y>(row[j]) * row[TILE_SIDE + j];
+      Y *y = static_cast<Y *>(block.y) + block.next * block.y_stride;
+      for (int64_t j = 0; j < block.count; ++j) tl_store(&y[j], row[j]);
+    }
+}
+
+static inline void finish_all(Finish &block, FinishRows finish) {
+  while (block.next < block.rows) finish(block);
+}
+
+template <class Y, Scales Kind>
+static FinishRows finish_of(int activation) {
   switch (activation) {
     case TL_NO_ACTIVATION:
-      return body(std::integral_constant<int, TL_NO_ACTIVATION>{});
+      return finish_rows<TL_NO_ACTIVATION, Y, Kind>;
     case TL_GELU:
-      return body(std::integral_constant<int, TL_GELU>{});
+      return finish_rows<TL_GELU, Y, Kind>;
     case TL_GELU_TANH:
-      return body(std::integral_constant<int, TL_GELU_TANH>{});
+      return finish_rows<TL_GELU_TANH, Y, Kind>;
     case TL_QUICK_GELU:
-      return body(std::integral_constant<int, TL_QUICK_GELU>{});
+      return finish_rows<TL_QUICK_GELU, Y, Kind>;
     case TL_RELU:
-      return body(std::integral_constant<int, TL_RELU>{});
+      return finish_rows<TL_RELU, Y, Kind>;
     case TL_SILU:
-      return body(std::integral_constant<int, TL_SILU>{});
+      return finish_rows<TL_SILU, Y, Kind>;
     default:
-      return tl_fail(TL_BAD_ARGUMENT, "unknown activation code %d", activation);
+      tl_fail(TL_BAD_ARGUMENT, "unknown activation code %d", activation);
+      return nullptr;
   }
 }
 
@@ -272,13 +277,6 @@ static int with_layer_dtype(int dtype, Body body) {
   if (dtype == TL_F32) return body(float{});
   if (dtype == TL_BF16) return body(tl_bf16{});
   return tl_fail(TL_BAD_ARGUMENT, "linear: dtype code %d is neither float32 nor bfloat16", dtype);
-}
-
-template <class Body>
-static int with_kernel(const Layer &layer, Body body) {
-  return with_activation(layer.activation, [&](auto activation) {
-    return with_layer_dtype(layer.y_dtype, [&](auto y) { return body(activation, y); });
-  });
 }
 
 // Lays out the rows of x on all threads; body(left) then multiplies them.

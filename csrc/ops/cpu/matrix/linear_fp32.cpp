@@ -44,8 +44,9 @@ static inline void add_earlier(float *sums, const Layer &layer, int64_t first, i
   }
 }
 
-template <int Activation>
 static int multiply_split(const Layer &layer, int64_t weight_stride, const Left &left) {
+  const FinishRows activated = finish_of<float, Scales::None>(layer.activation);
+  if (activated == nullptr) return TL_BAD_ARGUMENT;
   const int64_t block_steps = std::min(BLOCK_STEPS, left.steps);
   const int64_t panel_bytes = PLANES * block_steps * 2 * TILE_BYTES;
   const Deal deal(layer, panel_bytes);
@@ -75,10 +76,8 @@ static int multiply_split(const Layer &layer, int64_t weight_stride, const Left 
           else
             multiply_split_tiles<1>(sums, a, left.plane_bytes, b, steps * 2 * TILE_BYTES, steps);
           if (step > 0) add_earlier(sums, layer, tile * TILE_SIDE, p);
-          if (last)
-            Finish<Activation, float, Scales::None>(layer, left, sums, tile * TILE_SIDE, p).finish();
-          else
-            Finish<TL_NO_ACTIVATION, float, Scales::None>(unfinished, left, sums, tile * TILE_SIDE, p).finish();
+          Finish block = finish_block(last ? layer : unfinished, left, sums, tile * TILE_SIDE, p, Scales::None);
+          finish_all(block, last ? activated : finish_rows<TL_NO_ACTIVATION, float, Scales::None>);
         }
     }
   });
@@ -95,9 +94,7 @@ int tl_linear_fp32_cpu(const float *x, const float *weight, const float *bias, f
   const Layer layer{x,       weight,   nullptr, nullptr, nullptr, bias,       y,     rows,   inputs,
                     outputs, x_stride, y_stride, TL_F32,  TL_F32,  activation, false, threads};
   return with_rows<Rows::Split>(layer, [&](const Left &left) {
-    return with_activation(activation, [&](auto kind) {
-      return multiply_split<decltype(kind)::value>(layer, weight_stride, left);
-    });
+    return multiply_split(layer, weight_stride, left);
   });
 #else
   return tl_fail(TL_BAD_ARGUMENT, "linear in float32 runs on AMX alone; use PyTorch's here");
