@@ -195,6 +195,17 @@ def test_repr_says_what_is_tapped():
     )
 
 
+@pytest.mark.parametrize("mask", [None, torch.ones(2, 5, dtype=torch.long)])
+def test_packing_a_batch_without_padding_copies_nothing(mask):
+    backbone, ids = tlfast.freeze(tiny()), torch.randint(3, 90, (2, 5))
+    seen = []
+    handle = backbone.blocks[-1].register_forward_hook(lambda _module, _args, output: seen.append(output))
+    packed = backbone(input_ids=ids, attention_mask=mask, packed=True)
+    handle.remove()
+    assert packed.cu_seqlens.tolist() == [0, 5, 10] and packed.taps[-1].shape == (10, 48)
+    assert packed.taps[-1].data_ptr() == (seen[0][0] if isinstance(seen[0], tuple) else seen[0]).data_ptr()
+
+
 def test_its_repr_says_how_each_stack_runs_and_why():
     assert "precision=int8; encoder: 3 blocks over packed tokens, taps=encoder.layer[0, 1, 2]" in repr(
         tlfast.freeze(tiny(), "int8")

@@ -77,6 +77,21 @@ def test_a_red_suite_writes_nothing(checkout):
     assert not out.exists()
 
 
+def test_suites_of_which_nothing_can_run_here_write_nothing(checkout):
+    (checkout / "benchmarks" / "bench_gpu.py").write_text(
+        "import pytest\npytest.skip('no GPU', allow_module_level=True)\n"
+    )
+    skipped = "import pytest\n@pytest.mark.skip(reason='no GPU')\ndef test_case(benchmark):\n    benchmark(int)\n"
+    (checkout / "benchmarks" / "bench_cases.py").write_text(skipped)
+    out = checkout / "results.json"
+    for suites in (["cases"], ["gpu", "cases"]):
+        result = run(*suites, "--out", out)
+        assert result.exit_code == 1 and not out.exists()
+        assert result.stderr.splitlines()[-1].startswith("every case was skipped, for the reasons above: nothing ran")
+    assert run("cases", "one", "--out", out).exit_code == 0
+    assert whats(out) == ["one"]
+
+
 def fails(message, *arguments):
     result = run(*arguments)
     assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)

@@ -464,9 +464,14 @@ def _finish(output: BackboneOutput, mask: torch.Tensor | None, packed: bool) -> 
 
 
 def _pack(output: BackboneOutput, mask: torch.Tensor | None) -> BackboneOutput:
+    embedding = output.embedding
     if mask is None:
-        mask = torch.ones(output.embedding.shape[:2], dtype=torch.bool, device=output.embedding.device)
+        mask = torch.ones(embedding.shape[:2], dtype=torch.bool, device=embedding.device)
     bounds = torch.zeros(mask.shape[0] + 1, dtype=torch.int32, device=mask.device)
     bounds[1:] = mask.sum(dim=1).cumsum(dim=0)
-    taps = tuple(tap[mask] for tap in output.taps)
-    return BackboneOutput(output.embedding[mask], taps, output.last_hidden_state[mask], bounds)
+    whole = int(bounds[-1]) == mask.numel()  # nothing to leave out, nothing to copy
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(0, 1) if whole else x[mask]
+
+    return BackboneOutput(pack(embedding), tuple(map(pack, output.taps)), pack(output.last_hidden_state), bounds)

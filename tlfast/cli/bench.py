@@ -16,6 +16,7 @@ from ..data import InputError
 from .output import emit, note
 
 PREFIX = "bench_"
+_NOTHING_COLLECTED = 5  # pytest's status where a suite skips itself whole
 _ROOT = Path(__file__).resolve().parents[2]  # of a source checkout; the suites are not part of a wheel
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 
@@ -78,12 +79,15 @@ def _run(files: list[Path], out: Path) -> dict[str, Any]:
         raise InputError(f"{out}: is from another machine; pass another --out, one file a machine")
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw.json"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--benchmark-json={raw}"]
+        command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", f"--benchmark-json={raw}"]
         # 2: standard error, since standard output is for the result
         paths = [str(path.relative_to(_ROOT)) for path in files]
         status = subprocess.run([*command, *paths], cwd=_ROOT, stdout=2, check=False).returncode
-        if status != 0:
+        if status not in (0, _NOTHING_COLLECTED):
             note("a benchmark failed; nothing was written")
+            raise typer.Exit(1)
+        if not raw.is_file():  # pytest-benchmark writes none where no case ran
+            note("every case was skipped, for the reasons above: nothing ran here, and nothing was written")
             raise typer.Exit(1)
         results = tables.read_results(raw)
     return _merge(before, results) | {"environment": here}
