@@ -267,6 +267,16 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     assert not any(path.name.startswith(".") for path in (tmp_path / "old").iterdir())
 
 
+def test_a_disk_that_is_full_before_the_weights(tmp_path):
+    class Tokenizer:
+        def save_pretrained(self, _folder):
+            raise Exception("No space left on device (os error 28)")  # what tokenizers raises
+
+    with pytest.raises(OSError, match="No space left on device; no backbone was saved") as error:
+        tlfast.freeze(tiny(), "int8").save_pretrained(tmp_path / "saved", Tokenizer())
+    assert error.value.errno == errno.ENOSPC and not (tmp_path / "saved").exists()
+
+
 def test_a_folder_that_is_replaced_stays_whole_for_who_has_mapped_it(tmp_path):
     first, second = tlfast.freeze(tiny(), "int8"), tlfast.freeze(tiny(seed=1), "nf4")
     loaded = again(first, tmp_path / "saved")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -22,6 +23,8 @@ from .neighbours import end_to_end, memory_of
 from .prepared_folder import CONFIG, FORMAT, MANIFEST, WEIGHTS, identity, is_prepared
 from .sharding import is_sharded
 from .tensor_file import all_finite, dtype_name, write_tensors
+
+_FULL_DISK = f"(os error {errno.ENOSPC})"  # how tokenizers, which is written in Rust, says it, in a plain Exception
 
 
 def save(
@@ -171,6 +174,7 @@ def _staging(folder: Path) -> Iterator[Path]:
         for path in created:
             with suppress(OSError):  # somebody else writes there too
                 path.rmdir()
-        if isinstance(error, OSError) and error.errno is not None:
-            raise OSError(error.errno, f"{error.strerror}; no backbone was saved", str(folder)) from error
+        code = errno.ENOSPC if _FULL_DISK in str(error) else getattr(error, "errno", None)
+        if code is not None:
+            raise OSError(code, f"{os.strerror(code)}; no backbone was saved", str(folder)) from error
         raise
