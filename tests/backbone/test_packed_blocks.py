@@ -1,5 +1,9 @@
 """All blocks in one native call against the same operations one by one, to the last bit."""
 
+import copy
+import pickle
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,7 +11,7 @@ import tlfast
 from tests.models import inputs_of, tiny
 from tests.ops.norm_cases import needs_native
 from tlfast.backbone.packed import Batch, PackedStack
-from tlfast.ops.packed_blocks import packed_blocks, why_not
+from tlfast.ops.packed_blocks import Table, packed_blocks, why_not
 
 AT_ONCE = ["bert", "gpt2", "llama", "mistral", "opt", "t5-encoder", "vit", "clip-vision", "clip-text", "dinov2"]
 ONE_BY_ONE = ["qwen3"]
@@ -44,8 +48,8 @@ def test_equal_to_the_operations_one_by_one(family, precision):
     stack, backbone = stack_of(family, precision)
     x, sequences = sequences_of(backbone, [7, 3, 12, 1, 0, 9, 16, 5, 11, 8, 2, 14] * 3)
     count = len(stack.blocks)
-    assert why_not(x, stack._table, sequences.cu_seqlens) is None
-    for taps in (tuple(range(count)), (0,), (count - 1,)):
+    assert why_not(x, stack.table, sequences.cu_seqlens) is None
+    for taps in (tuple(range(count)), (0,), (count - 1,), (), (count - 1, 0, 0)):
         taken, last = stack.run(x, sequences, taps)
         expected, expected_last = stack.run_one_by_one(x, sequences, taps)
         assert len(taken) == len(taps)
@@ -71,16 +75,97 @@ def test_any_number_of_threads_gives_the_same(threads):
 @needs_native
 def test_what_stays_one_by_one():
     for family in ONE_BY_ONE:
-        assert stack_of(family)[0]._table is None
+        assert stack_of(family)[0].table is None
     stack, backbone = stack_of("bert")
     x, sequences = sequences_of(backbone, [40, 2, 2])
-    table, offsets = stack._table, sequences.cu_seqlens
+    table, offsets = stack.table, sequences.cu_seqlens
     assert "cannot be shared out to 2 threads" in why_not(x, table, offsets, threads=2)
     assert why_not(x, table, offsets, threads=1) is None
     assert "float32" in why_not(x.float(), table, offsets)
     assert "must rise from 0 to the 44 tokens" in why_not(x, table, offsets.flip(0))
     with pytest.raises(RuntimeError, match=r"packed_blocks cannot run: .* run the operations one by one"):
-        packed_blocks(x.float(), table, stack._form, offsets, (0,))
+        packed_blocks(x.float(), table, offsets, (0,))
+
+
+@needs_native
+@pytest.mark.parametrize("family", ["bert", "t5-encoder", "mistral"])
+def test_long_sequences_windows_and_biases(family):
+    stack, backbone = stack_of(family)
+    x, sequences = sequences_of(backbone, [300, 1, 65, 0, 290] * 3)
+    if family == "mistral":
+        stack.blocks = [replace(block, window=20) for block in stack.blocks]
+        stack.table = stack._at_once()
+    assert (sequences.bias is not None) == (family == "t5-encoder")
+    (ours,), last = stack.run(x, sequences, (0,))
+    (theirs,), expected = stack.run_one_by_one(x, sequences, (0,))
+    assert torch.equal(ours, theirs) and torch.equal(last, expected)
+
+
+@needs_native
+def test_a_copy_reads_its_own_weights():
+    stack, backbone = stack_of("bert")
+    x, sequences = sequences_of(backbone, [4] * 32)
+    (expected,), _ = stack.run(x, sequences, (0,))
+    for twin in (copy.deepcopy(stack), pickle.loads(pickle.dumps(stack))):
+        assert twin.table.blocks[0].qkv.values.data_ptr() != stack.table.blocks[0].qkv.values.data_ptr()
+        assert not torch.equal(twin.table.rows, stack.table.rows)
+        for block in stack.blocks:
+            assert block.qkv.values.any()
+        (ours,), _ = twin.run(x, sequences, (0,))
+        assert torch.equal(ours, expected)
+
+
+@needs_native
+def test_no_tokens():
+    stack, backbone = stack_of("gpt2")
+    x, _ = sequences_of(backbone, [1] * 8)
+    offsets = torch.zeros(4, dtype=torch.int32)
+    (tap,), last = packed_blocks(x[:0], stack.table, offsets, (1,))
+    assert tap.shape == last.shape == (0, x.shape[1])
+
+
+def wrong_tables(table):
+    block, form = table.blocks[0], table.form
+    norm = block.attention_norm
+    narrow = norm._replace(weight=norm.weight[:-1])
+    yield "must be float32", block._replace(attention_norm=norm._replace(weight=norm.weight.bfloat16())), form
+    yield "must be float32", block._replace(feed_forward_norm=narrow), form
+    yield "down must have", block._replace(down=block.up), form
+    yield "not 48 outputs of 48 inputs in pairs", block._replace(output=replace(block.output, gated=True)), form
+    yield "qkv.values must be", block._replace(qkv=replace(block.qkv, values=block.qkv.values.float())), form
+    yield "are not the heads of", block, replace(form, v_offset=form.v_offset + 1000)
+
+
+@needs_native
+def test_weights_that_do_not_fit_are_refused():
+    table = stack_of("bert")[0].table
+    for message, block, form in wrong_tables(table):
+        with pytest.raises(ValueError, match=message):
+            Table([block], None, form)
+    with pytest.raises(ValueError, match="at least one block"):
+        Table([], None, table.form)
+
+
+@needs_native
+def test_inputs_that_do_not_fit_are_refused():
+    stack, backbone = stack_of("t5-encoder")
+    x, sequences = sequences_of(backbone, [5] * 16)
+    table, offsets, bias = stack.table, sequences.cu_seqlens, sequences.bias
+    with pytest.raises(ValueError, match=r"taps: 99 is not a block; there are blocks 0 to"):
+        packed_blocks(x, table, offsets, (99,), bias)
+    with pytest.raises(ValueError, match=r"bias must be float32 \(.*, S, S\) with S of at least 5"):
+        packed_blocks(x, table, offsets, (0,), bias[:, :4])
+    with pytest.raises(ValueError, match="rotation must be float32 two of"):
+        packed_blocks(x, table, offsets, (0,), bias, (x.float(), x.float()))
+    assert "int32" in why_not(x, table, offsets.long())
+    assert "it takes contiguous bfloat16" in why_not(x[:, :-1].contiguous(), table, offsets)
+
+
+@needs_native
+def test_a_backbone_in_another_dtype_is_refused():
+    backbone = tlfast.freeze(tiny("bert"), precision="bf16").bfloat16()
+    with pytest.raises(ValueError, match=r"must be .*float32"):
+        backbone(**inputs_of("bert"))
 
 
 @needs_native

@@ -345,6 +345,10 @@ DAMAGES = {
         edit(lambda d: d["layers"]["encoder.layer.0.output.dense"].update(inputs=512)),
         "encoder.layer.0.output.dense: its tensors are not those of int8",
     ),
+    "a layer in pairs": (
+        edit(lambda d: d["layers"]["encoder.layer.0.output.dense"].update(gated=True)),
+        "encoder.layer.0.output.dense: gated is True, and False is what its place asks for",
+    ),
     "a layer less": (
         edit(lambda d: d["layers"].pop("encoder.layer.0.output.dense")),
         "has no encoder.layer.0.output.dense.weight, which the configuration makes",

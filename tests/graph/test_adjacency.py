@@ -114,3 +114,13 @@ def test_bad_edges_and_names():
         _ = adjacency["author", "reads", "paper"]
     with pytest.raises(InputError, match=r"data must be a HeteroData or a HeteroGraph, not int"):
         Adjacency(3)
+
+
+def test_attributes_of_nodes_are_not_those_of_the_graph():
+    data = pytest.importorskip("torch_geometric.data").HeteroData()
+    data["a"].x = torch.randn(3, 2)
+    data["a"].name = ["one", "two", "three"]
+    data["a", "to", "a"].edge_index = torch.zeros(2, 1, dtype=torch.int64)
+    before = list(data.node_types)
+    assert as_graph(data).name == HeteroGraph({"a": 3}, {}, {}, {}).name
+    assert data.node_types == before

@@ -205,6 +205,30 @@ def test_a_malformed_line_that_is_mended_goes_on(dump):
     assert said(mended, "cut short") == ["Mended"] and said(mended, "mouse") == ["Any small rodent", "To hunt mice"]
 
 
+def test_a_malformed_line_far_down_goes_on_too(tmp_path):
+    dump = tmp_path / "dump.jsonl"
+    write_dump(dump, 400_000)
+    lines = dump.read_bytes().splitlines(keepends=True)
+    place = len(lines) * 3 // 4
+    assert sum(map(len, lines[:place])) > 3 << 16
+    dump.write_bytes(b"".join((*lines[:place], lines[place][: len(lines[place]) // 2] + b"\n", *lines[place + 1 :])))
+    with pytest.raises(InputError, match=f"line {place + 1}"):
+        Wiktionary(dump)
+    dump.write_bytes(b"".join(lines))
+    Wiktionary(dump)
+
+
+def test_a_damaged_gzip_is_an_error_of_the_file(tmp_path):
+    whole = gzip.compress(b'{"word": "a", "pos": "noun", "lang_code": "en", "senses": []}\n' * 300)
+    dump = tmp_path / "dump.jsonl.gz"
+    for place in range(10, len(whole), 7):
+        dump.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            Wiktionary(dump, tmp_path / f"{place}.sqlite")
+        except InputError:
+            continue
+
+
 def test_a_changed_dump_is_noticed(dump, wiktionary):
     os.utime(dump, (1, 1))
     with pytest.raises(InputError, match=r"has changed since .* was made of it; rebuild the index"):

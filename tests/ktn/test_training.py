@@ -6,7 +6,7 @@ import torch
 from tests.ktn.cases import make_graph
 from tlfast.data.errors import InputError
 from tlfast.graph import Adjacency, HeteroGraph
-from tlfast.ktn import scores
+from tlfast.ktn import HMPNN, scores
 from tlfast.ktn.baselines import propagate, vote
 from tlfast.ktn.classifier import label_distribution
 from tlfast.ktn.training import KtnSettings, evaluate, fit, source_labels, split
@@ -138,3 +138,44 @@ def test_labels_that_are_too_few():
 def test_settings_out_of_range(changes):
     with pytest.raises(InputError, match=next(iter(changes))):
         KtnSettings("a", "b", **changes)
+
+
+def test_a_target_without_labels_is_fitted_and_not_scored():
+    graph = two_worlds()
+    graph.y["user"] = torch.full((60,), -1)
+    adjacency = Adjacency(graph)
+    result = fit(graph, adjacency, KtnSettings("item", "user", epochs=2, hidden=8))
+    assert set(evaluate(result, graph, adjacency)) == {"source"}
+
+
+def test_labels_of_other_classes_are_refused_before_the_fit():
+    graph = two_worlds()
+    graph.y["user"] = torch.ones(60, 5)
+    with pytest.raises(InputError, match=r"target 'user': y has 5 classes, and the source 3"):
+        fit(graph, Adjacency(graph), KtnSettings("item", "user", epochs=10**9))
+
+
+def test_label_weights_in_float16_do_not_overflow():
+    assert label_distribution(torch.tensor([[6e4, 6e4], [0.0, 0.0]]).half(), 2).tolist() == [[0.5, 0.5], [0.0, 0.0]]
+    assert label_distribution(torch.zeros(0, dtype=torch.int64), None).shape == (0, 0)
+
+
+def test_any_name_of_a_type_will_do():
+    names = ["items", "a.b", "a#b", "a__b", "_", "type"]
+    edges = {(a, r, b): torch.zeros(2, 1, dtype=torch.int64) for a in names for b in names for r in ("keys", "b__c")}
+    edges |= {("a__b", "c", "_"): torch.zeros(2, 1, dtype=torch.int64)}
+    edges |= {("a", "b__c", "_"): torch.zeros(2, 1, dtype=torch.int64)}
+    names.append("a")
+    graph = HeteroGraph(dict.fromkeys(names, 2), edges, {name: torch.randn(2, 3) for name in names}, {}, num_classes=2)
+    gnn = HMPNN(graph, hidden_dim=4, num_layers=1)
+    assert len(gnn.layers[0].message) == len(edges) and len(gnn.adapt) == len(gnn.layers[0].transform) == len(names)
+    assert all(h.isfinite().all() for h in gnn(graph.x, Adjacency(graph)).values())
+
+
+def test_inference_mode_leaves_nothing_behind():
+    graph = two_worlds()
+    gnn, adjacency = HMPNN(graph, hidden_dim=4, num_layers=1), Adjacency(graph)
+    with torch.inference_mode():
+        gnn(graph.x, adjacency)
+    gnn(graph.x, adjacency)["item"].sum().backward()
+    assert all(weight.grad is not None for weight in gnn.layers[0].message.values())

@@ -144,6 +144,11 @@ def test_products(rows, inner, outer):
         assert_within_budget(name, ours, plain, exact, torch.finfo(torch.float32).eps * float(exact.abs().max()))
 
 
+def test_products_of_any_strides():
+    x, w = torch.randn(24, 40).t(), torch.randn(24, 16).t()
+    torch.testing.assert_close(times_transposed(x, w), x @ w.t(), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("special", [torch.inf, torch.nan])
 def test_products_keep_what_is_not_finite_in_its_row(special):
     x, w = torch.randn(40, 33), torch.ones(20, 33)

@@ -106,7 +106,7 @@ def _fill(model: Any, description: dict[str, Any], tensors: dict[str, torch.Tens
 def _layer(path: str, layer: dict[str, Any], at: Callable[[Any], torch.Tensor]) -> empty.Stored:
     """A stored layer of its description; at: the tensor at a place."""
     if layer["kind"] == "gated":
-        both = _linear(f"{path}.gates_and_up", layer["gates_and_up"], at)
+        both = _linear(f"{path}.gates_and_up", layer["gates_and_up"], at, gated=True)
         down = FrozenLinear(_linear(f"{path}.down", layer["down"], at))
         return GatedFeedForward(layer["names"], both, down, layer["activation"])
     if layer["kind"] == "embedding":
@@ -124,8 +124,10 @@ def _embedding(path: str, layer: dict[str, Any], at: Callable[[Any], torch.Tenso
     return FrozenEmbedding(values, scale, layer["padding_idx"])
 
 
-def _linear(path: str, layer: dict[str, Any], at: Callable[[Any], torch.Tensor]) -> FrozenWeight:
+def _linear(path: str, layer: dict[str, Any], at: Callable[[Any], torch.Tensor], gated: bool = False) -> FrozenWeight:
     """What kernels read must have the shapes that they expect."""
+    if layer["gated"] is not gated:
+        raise ValueError(f"{path}: gated is {layer['gated']!r}, and {gated} is what its place asks for; {AGAIN}")
     parts: dict[str, Any] = {name: at(place) for name, place in layer["tensors"].items()}
     if "offset" in parts:  # as the module calls it, whose bias is another thing
         parts["bias"] = parts.pop("offset")
@@ -134,4 +136,4 @@ def _linear(path: str, layer: dict[str, Any], at: Callable[[Any], torch.Tensor])
     given = {name: shape for name, shape in expected.items() if name in found or name not in ("bias", "smooth")}
     if found != given:
         raise ValueError(f"{path}: its tensors are not those of {layer['precision']}; {AGAIN}")
-    return FrozenWeight(layer["precision"], layer["outputs"], layer["inputs"], gated=layer["gated"], **parts)
+    return FrozenWeight(layer["precision"], layer["outputs"], layer["inputs"], gated=gated, **parts)

@@ -54,38 +54,40 @@ class PackedStack:
         norm = None if model_type in _NORM_IS_THE_POOLERS else stack.final_norm
         self.final_norm = None if norm is None else Norm.of(norm, stack.spec.norm == "rms")
         self.activation = ACTIVATIONS[stack.spec.activation]
-        self._form, self._table = self._at_once()
+        self.table = self._at_once()
 
     def run(
         self, x: torch.Tensor, sequences: Sequences, taps: tuple[int, ...]
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """x (T, D), what the first block reads -> the tapped blocks' outputs and the last hidden state."""
-        if self._table is not None and why_not_at_once(x, self._table, sequences.cu_seqlens) is None:
+        if self.table is not None and why_not_at_once(x, self.table, sequences.cu_seqlens) is None:
             places = sequences.cu_seqlens, taps, sequences.bias, sequences.rotation
-            return packed_blocks(x, self._table, self._form, *places)
+            return packed_blocks(x, self.table, *places)
         return self.run_one_by_one(x, sequences, taps)
 
-    def _at_once(self) -> tuple[Form, Table | None]:
-        """The blocks as ops.packed_blocks takes them; no table where they have more to them than it runs."""
-        spec, widths = self.spec, self.blocks[0].widths if self.blocks else (0, 0, 0)
-        scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
+    def _at_once(self) -> Table | None:
+        """The blocks as ops.packed_blocks takes them; None where they have more to them than it runs."""
+        blocks = [block.at_once() for block in self.blocks]
+        on_cpu = all(block.qkv.values.device.type == "cpu" for block in self.blocks)
+        if not blocks or None in blocks or not on_cpu or self.spec.placement not in ("post", "pre"):
+            return None
+        if self.spec.placement == "post" and self.final_norm is not None:
+            return None
+        spec, (q_width, k_width, _) = self.spec, self.blocks[0].widths
         form = Form(
             spec.heads,
             spec.kv_heads,
             spec.head_dim,
-            widths[0],
-            widths[0] + widths[1],
-            scale,
+            q_width,
+            q_width + k_width,
+            spec.head_dim**-0.5 if spec.scale is None else spec.scale,
             spec.causal,
             spec.placement,
             spec.norm == "rms",
             self.activation,
         )
-        blocks = [block.at_once() for block in self.blocks]
-        if spec.placement not in ("post", "pre") or (spec.placement == "post" and self.final_norm is not None):
-            return form, None
         final_norm = None if self.final_norm is None else self.final_norm.weights
-        return form, None if None in blocks else Table([block for block in blocks if block is not None], final_norm)
+        return Table([block for block in blocks if block is not None], final_norm, form)
 
     def run_one_by_one(
         self, x: torch.Tensor, sequences: Sequences, taps: tuple[int, ...]

@@ -48,7 +48,7 @@ def fit(
     settings = KtnSettings(source, target, hops, epochs, hidden, layers, lr, seed=seed)
     graph = read_folder(graph_folder)
     adjacency = Adjacency(graph)
-    extra = None if more_labels is None else _read_labels(more_labels, graph, target)
+    extra = None if more_labels is None else _read_labels(more_labels, graph, source, target)
     run = RunFolder(out)
     try:
         with run.session({"command": "ktn fit", "graph": str(graph_folder.resolve()), **asdict(settings)}, False):
@@ -85,19 +85,25 @@ def predict(
     emit(result, [f"{len(rows)} predictions for {settings.target} in {out}"], as_json)
 
 
-def _read_labels(path: Path, graph: HeteroGraph, target: str) -> torch.Tensor:
+def _read_labels(path: Path, graph: HeteroGraph, source: str, target: str) -> torch.Tensor:
     import numpy as np
     import torch
 
     from ..ktn.classifier import label_distribution
+    from ..ktn.training import source_labels
 
     try:
-        labels = torch.from_numpy(np.load(path, allow_pickle=False)).to(torch.int64)
-    except (OSError, ValueError, TypeError) as error:
+        labels = torch.from_numpy(np.load(path, allow_pickle=False))
+    except (OSError, EOFError, ValueError, TypeError) as error:
         raise InputError(f"{path}: is no .npy array of labels ({error})") from error
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise InputError(f"{path}: must hold whole numbers, not {labels.dtype}")
     if target in graph.num_nodes and labels.shape != (graph.num_nodes[target],):
         raise InputError(f"{path}: must be ({graph.num_nodes[target]},), a label for each {target}, not {labels.shape}")
-    return label_distribution(labels, graph.num_classes)
+    rows = label_distribution(labels.to(torch.int64), source_labels(graph, source).shape[1])
+    if not bool((rows.sum(1) > 0).any()):
+        raise InputError(f"{path}: no {target} has a label; leave --more-labels out")
+    return rows
 
 
 def _fit(graph: HeteroGraph, adjacency: Adjacency, settings: KtnSettings, show: bool) -> KtnFit:
@@ -123,7 +129,6 @@ def _metrics(
 ) -> dict[str, Any]:
     from ..bench import measure
     from ..ktn import baselines, scores, training
-    from ..ktn.classifier import label_distribution
     from ..ktn.metapaths import describe
 
     result = training.evaluate(fitted, graph, adjacency)
@@ -133,8 +138,8 @@ def _metrics(
         "vote": baselines.vote(labels, adjacency, paths),
         "label_propagation": baselines.propagate(labels, adjacency, settings.source, settings.target),
     }
-    if settings.target in graph.y:
-        truth = label_distribution(graph.y[settings.target], labels.shape[1])
+    truth = training.target_labels(graph, settings.target, labels.shape[1])
+    if truth is not None:
         result["target"] |= {name: scores(predicted, truth) for name, predicted in others.items()}
     if extra is not None:
         predicted = fitted.model.predict(graph, adjacency)

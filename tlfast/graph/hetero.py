@@ -111,7 +111,8 @@ def as_graph(data: Any) -> HeteroGraph:
         if "y" in store:
             y[node_type] = store.y
     edges = {tuple(edge_type): data[edge_type].edge_index for edge_type in data.edge_types}
-    named = {name: data[name] for name in ("num_classes", "class_names", "name") if name in data}
+    own = data._global_store  # data[name] would look among the node types too, and make one
+    named = {name: own[name] for name in ("num_classes", "class_names", "name") if name in own}
     return HeteroGraph(num_nodes, edges, x, y, **named)  # type: ignore[arg-type]
 
 

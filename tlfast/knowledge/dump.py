@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +41,7 @@ class Dump:
         while True:
             try:
                 line = self._file.readline(_LONGEST_LINE)
-            except (OSError, EOFError) as error:
+            except (OSError, EOFError, zlib.error) as error:
                 raise InputError(f"{self.path}, line {self.line + 1}: {error}; download the file again") from None
             if not line:
                 return
@@ -65,7 +66,7 @@ class Dump:
         try:
             self._file.seek(start)
             window = self._file.read(offset - start)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise InputError(f"{self.path}: {error}; download the file again") from None
         self.offset, self.line = start + len(window), line
         self._recent, self._recent_size = deque([window]), len(window)
@@ -84,7 +85,8 @@ class Dump:
         self.line += 1
         self._recent.append(line)
         self._recent_size += len(line)
-        while self._recent_size - len(self._recent[0]) >= _WINDOW:
+        # a window must be left when the last line is taken back
+        while self._recent_size - len(self._recent[0]) - len(line) >= _WINDOW:
             self._recent_size -= len(self._recent.popleft())
 
 

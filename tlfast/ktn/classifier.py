@@ -16,8 +16,11 @@ def label_distribution(y: torch.Tensor, num_classes: int | None) -> torch.Tensor
     Raises InputError for a class beyond num_classes.
     """
     if y.is_floating_point():
+        y = y.double()
         total = y.sum(1, keepdim=True)
         return torch.where(total > 0, y / total.clamp(min=torch.finfo(y.dtype).tiny), 0.0).to(torch.float32)
+    if not y.numel():
+        return torch.zeros(0, num_classes or 0)
     classes = int(y.max()) + 1 if num_classes is None else num_classes
     if int(y.max()) >= classes:
         raise InputError(f"labels: class {int(y.max())} is beyond the {classes} classes, 0 to {classes - 1}")

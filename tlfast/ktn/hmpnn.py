@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,9 +15,16 @@ from ..graph.hetero import there_are
 from ..ops import hmpnn_layer
 
 
-def parameter_name(edge_type: EdgeType) -> str:
-    """A relation's name among a module's parameters, which may hold no dot."""
-    return "__".join(edge_type).replace(".", "#")
+def parameter_name(kind: str | EdgeType) -> str:
+    """A node type's or a relation's name among a module's parameters: no dot, no name for two, none that is taken."""
+    if isinstance(kind, tuple):
+        return "__".join(_ends_alone(part) for part in kind)
+    return _ends_alone(kind) + ("#t" if hasattr(nn.ParameterDict(), kind) else "")
+
+
+def _ends_alone(name: str) -> str:
+    """Without a dot, and without what joins names to a relation's."""
+    return re.sub(r"^_|_$|_(?=_)", "#u", name.replace("#", "##").replace(".", "#d"))
 
 
 class HmpnnLayer(nn.Module):
@@ -31,7 +39,7 @@ class HmpnnLayer(nn.Module):
             self.message[parameter_name(edge_type)] = nn.Parameter(torch.empty(relation_dim, 2 * hidden_dim))
         for t, relations in self.into.items():
             width = relation_dim * len(relations) + hidden_dim
-            self.transform[t.replace(".", "#")] = nn.Parameter(torch.empty(hidden_dim, width))
+            self.transform[parameter_name(t)] = nn.Parameter(torch.empty(hidden_dim, width))
         for weight in self.parameters():
             nn.init.xavier_uniform_(weight)
 
@@ -39,7 +47,7 @@ class HmpnnLayer(nn.Module):
         """own of each type, P and Q of each relation, as `tlfast.ops.hmpnn_layer` takes them."""
         own, p, q = [], {}, {}
         for t in self.node_types:
-            transform, relations = self.transform[t.replace(".", "#")], self.into[t]
+            transform, relations = self.transform[parameter_name(t)], self.into[t]
             *parts, self_term = transform.split([self.relation_dim] * len(relations) + [transform.shape[0]], dim=1)
             own.append(self_term + torch.eye(transform.shape[0], dtype=transform.dtype, device=transform.device))
             for edge_type, part in zip(relations, parts, strict=True):
@@ -89,7 +97,7 @@ class HMPNN(nn.Module):
         self.node_types, self.edge_types = tuple(graph.node_types), tuple(graph.edge_types)
         self.hidden_dim, self.relation_dim, self.dtype = hidden_dim, relation_dim, dtype
         self.adapt = nn.ParameterDict(
-            {t.replace(".", "#"): nn.Parameter(torch.empty(hidden_dim, graph.x[t].shape[1])) for t in self.node_types}
+            {parameter_name(t): nn.Parameter(torch.empty(hidden_dim, graph.x[t].shape[1])) for t in self.node_types}
         )
         for weight in self.adapt.values():
             nn.init.xavier_uniform_(weight)
@@ -112,7 +120,7 @@ class HMPNN(nn.Module):
         return dict(zip(self.node_types, states, strict=True))
 
     def _adapt(self, x: Mapping[str, torch.Tensor], node_type: str) -> torch.Tensor:
-        weight = self.adapt[node_type.replace(".", "#")]
+        weight = self.adapt[parameter_name(node_type)]
         if node_type not in x:
             raise InputError(f"x has no features of node type {node_type!r}; {there_are(x)}")
         features = x[node_type]

@@ -102,6 +102,19 @@ def source_labels(graph: HeteroGraph, source: str) -> torch.Tensor:
     return labels
 
 
+def target_labels(graph: HeteroGraph, target: str, classes: int) -> torch.Tensor | None:
+    """Label distribution of the target type, (nodes, classes), for scores alone; None where no node has a label.
+
+    Raises InputError for labels of other classes than the source's.
+    """
+    if target not in graph.y or not graph.y[target].numel():
+        return None
+    labels = label_distribution(graph.y[target], classes)
+    if labels.shape[1] != classes:
+        raise InputError(f"target {target!r}: y has {labels.shape[1]} classes, and the source {classes}")
+    return labels if bool((labels.sum(1) > 0).any()) else None
+
+
 def split(labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices of labelled nodes for training and dev: a seeded tenth, of each class one where it has more than two."""
     draw = torch.Generator().manual_seed(seed)
@@ -131,6 +144,7 @@ def fit(
     Raises InputError for a graph that has no labels on the source or no metapath, and where the loss is not finite.
     """
     labels = source_labels(graph, settings.source)
+    target_labels(graph, settings.target, labels.shape[1])  # what cannot be scored is said before, not after
     train, dev = split(labels, settings.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -185,7 +199,7 @@ def evaluate(fitted: KtnFit, graph: HeteroGraph, adjacency: Adjacency) -> dict[s
     source, target = fitted.model.transfer.source, fitted.model.transfer.target
     labels = source_labels(graph, source)
     result: dict[str, Any] = {"source": scores(predicted["source"][fitted.dev], labels[fitted.dev])}
-    if target in graph.y:
-        truth = label_distribution(graph.y[target], labels.shape[1])
+    truth = target_labels(graph, target, labels.shape[1])
+    if truth is not None:
         result["target"] = {name: scores(predicted[name], truth) for name in ("raw", "ktn")}
     return result

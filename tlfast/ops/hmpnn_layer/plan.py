@@ -85,7 +85,8 @@ class LayerPlan:
             return like.new_empty(shape)
         rooms: dict[Any, torch.Tensor] = self._rooms.__dict__
         if t not in rooms or rooms[t].shape != shape or rooms[t].dtype != like.dtype:
-            rooms[t] = torch.empty(shape, dtype=like.dtype)
+            with torch.inference_mode(False):  # the next call may train
+                rooms[t] = torch.empty(shape, dtype=like.dtype)
         return rooms[t]
 
     def _split_constant(self, i: int) -> None:

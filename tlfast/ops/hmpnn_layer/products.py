@@ -10,10 +10,11 @@ from ... import _native
 def times_transposed(
     x: torch.Tensor, w: torch.Tensor, into: torch.Tensor | None = None, add_to: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """x @ w.T, written into `into` or added to `add_to` where given; x (N, K), w (M, K), neighbouring columns."""
+    """x @ w.T, written into `into` or added to `add_to` where given; x (N, K), w (M, K)."""
     if not _on_amx(x):
         return torch.mm(x, w.t(), out=into) if add_to is None else add_to.addmm_(x, w.t())
     y = into if add_to is None else add_to
+    x, w = (operand if operand.stride(1) == 1 else operand.contiguous() for operand in (x, w))
     if y is None:
         y = torch.empty(x.shape[0], w.shape[0], dtype=x.dtype, device="cpu")
     _native.library().product_fp32_cpu(

@@ -1,4 +1,4 @@
-from .api import Form, packed_blocks, why_not
-from .table import BlockWeights, NormWeights, Table
+from .api import packed_blocks, why_not
+from .table import BlockWeights, Form, NormWeights, Table
 
 __all__ = ["BlockWeights", "Form", "NormWeights", "Table", "packed_blocks", "why_not"]

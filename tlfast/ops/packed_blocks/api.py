@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -12,33 +11,10 @@ from .. import _dispatch
 from .native import packed_blocks as _run_native
 from .table import Table
 
-_PREPARED = ("bf16", "int8", "nf4", "int8_weight_only")
-
-
-@dataclass(frozen=True)
-class Form:
-    """What blocks of a stack have in common.
-
-    k_offset, v_offset: where keys and values begin in a row of what qkv gives. scale: of the scores. placement: "post"
-    or "pre". activation: as `frozen_linear` names it.
-    """
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    k_offset: int
-    v_offset: int
-    scale: float
-    causal: bool
-    placement: str
-    rms: bool
-    activation: str
-
 
 def packed_blocks(
     x: torch.Tensor,
     table: Table,
-    form: Form,
     cu_seqlens: torch.Tensor,
     taps: Sequence[int],
     bias: torch.Tensor | None = None,
@@ -51,9 +27,11 @@ def packed_blocks(
 
     Args:
         x: (T, D) bfloat16, contiguous: what the first block reads. No gradient.
-        table, form: the blocks.
-        cu_seqlens: int32 (B + 1,), as packed_attention takes it, as are bias and rotation.
+        table: the blocks.
+        cu_seqlens: int32 (B + 1,), rising from 0 to T: sequence b is the tokens cu_seqlens[b] to cu_seqlens[b + 1].
         taps: indices of the blocks whose outputs are wanted.
+        bias: float32 (H, S, S), added to the scores of every sequence; S reaches at least the longest.
+        rotation: cosines and sines, float32 (T, hd) each, as packed_attention takes them.
 
     Returns:
         The outputs of `taps` in order, (T, D) each, and the last hidden state (T, D), after the final norm if any.
@@ -61,12 +39,24 @@ def packed_blocks(
     Cost: see the three operations; reads of x and writes of the taps are the only traffic beyond the weights.
 
     Raises:
+        ValueError: a tap that is not there; bias or rotation that do not fit.
         RuntimeError: it cannot run here or on these inputs; `why_not` says so beforehand.
     """
     reason = why_not(x, table, cu_seqlens)
     if reason is not None:
         raise RuntimeError(f"packed_blocks cannot run: {reason}; run the operations one by one")
-    return _run_native(x, table, form, cu_seqlens, tuple(taps), bias, rotation)
+    count, form = len(table.blocks), table.form
+    wrong = next((tap for tap in taps if not 0 <= tap < count), None)
+    if wrong is not None:
+        raise ValueError(f"taps: {wrong} is not a block; there are blocks 0 to {count - 1}")
+    longest = _longest(cu_seqlens.tolist())
+    if bias is not None:
+        fits = bias.dim() == 3 and bias.shape[0] == form.heads and min(bias.shape[1:]) >= longest
+        _check("bias", bias, fits, f"({form.heads}, S, S) with S of at least {longest}")
+    for part in rotation or ():
+        fits = part.shape == (x.shape[0], form.head_dim) and form.head_dim % 2 == 0
+        _check("rotation", part, fits, f"two of ({x.shape[0]}, {form.head_dim}), of an even head_dim")
+    return _run_native(x, table, cu_seqlens.contiguous(), tuple(taps), bias, rotation)
 
 
 def why_not(x: torch.Tensor, table: Table, cu_seqlens: torch.Tensor, threads: int | None = None) -> str | None:
@@ -76,22 +66,28 @@ def why_not(x: torch.Tensor, table: Table, cu_seqlens: torch.Tensor, threads: in
     """
     if "native" in _dispatch.MISSING:
         return _dispatch.MISSING["native"]
-    if x.device.type != "cpu" or x.dtype != torch.bfloat16 or not x.is_contiguous():
-        return f"it takes contiguous bfloat16 on the CPU, not {x.dtype} on {x.device}"
-    if not table.blocks:
-        return "there are no blocks"
-    layers = (block[:4] for block in table.blocks)
-    if any(layer.precision not in _PREPARED for four in layers for layer in four):
-        return f"it takes weights in one of {_PREPARED}"
     if not _dispatch.runs_eagerly(x):
         return "a gradient or a trace is being taken"
+    if x.device.type != "cpu" or x.dtype != torch.bfloat16 or not x.is_contiguous() or x.shape[1:] != (table.width,):
+        given = f"{x.dtype} {tuple(x.shape)} on {x.device}"
+        return f"it takes contiguous bfloat16 (T, {table.width}) on the CPU, not {given}"
+    if cu_seqlens.dtype != torch.int32 or cu_seqlens.device.type != "cpu" or cu_seqlens.dim() != 1:
+        return f"cu_seqlens must be int32 (B + 1,) on the CPU, not {cu_seqlens.dtype} on {cu_seqlens.device}"
     threads = torch.get_num_threads() if threads is None else threads
     offsets = cu_seqlens.tolist()
-    if offsets[0] != 0 or offsets[-1] != x.shape[0] or offsets != sorted(offsets):
+    if not offsets or offsets[0] != 0 or offsets[-1] != x.shape[0] or offsets != sorted(offsets):
         return f"cu_seqlens must rise from 0 to the {x.shape[0]} tokens of x, not be {offsets}"
-    longest = max((end - start for start, end in pairwise(offsets)), default=0)
+    longest = _longest(offsets)
     if threads > 1 and 2 * threads * longest > x.shape[0]:
-        return (
-            f"{len(offsets) - 1} sequences, the longest of {longest} tokens, cannot be shared out to {threads} threads"
-        )
+        return f"sequences of {x.shape[0]} tokens, the longest of {longest}, cannot be shared out to {threads} threads"
     return None
+
+
+def _longest(offsets: list[int]) -> int:
+    return max((end - start for start, end in pairwise(offsets)), default=0)
+
+
+def _check(name: str, tensor: torch.Tensor, fits: bool, expected: str) -> None:
+    if not fits or tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+        given = f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+        raise ValueError(f"{name} must be float32 {expected} on the CPU, not {given}")

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from ... import _native
 from .table import Table
-
-if TYPE_CHECKING:
-    from .api import Form
 
 # enum tl_activation and tl_placement in csrc/tlfast.h
 _ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "quick_gelu": 2, "relu": 3, "silu": 4, "none": 5}
@@ -20,13 +15,12 @@ _PLACEMENTS = {"post": 0, "pre": 1}
 def packed_blocks(
     x: torch.Tensor,
     table: Table,
-    form: Form,
     cu_seqlens: torch.Tensor,
     taps: tuple[int, ...],
     bias: torch.Tensor | None,
     rotation: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    count = len(table.blocks)
+    count, form = len(table.blocks), table.form
     outputs = {index: torch.empty(x.shape, dtype=x.dtype, device="cpu") for index in dict.fromkeys(taps)}
     last = outputs.get(count - 1) if table.final_norm is None else None
     if last is None:

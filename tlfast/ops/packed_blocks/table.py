@@ -4,15 +4,37 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
 from ... import _native
 from ..frozen_linear import FrozenWeight
+from ..frozen_linear.weight import stored_layout
 
 # enum tl_weight_format in csrc/tlfast.h
 _FORMATS = {"bf16": 0, "int8": 1, "nf4": 2, "int8_weight_only": 3}
+
+
+@dataclass(frozen=True)
+class Form:
+    """What blocks of a stack have in common.
+
+    k_offset, v_offset: where keys and values begin in a row of what qkv gives. scale: of the scores. placement: "post"
+    or "pre". activation: as `frozen_linear` names it.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    k_offset: int
+    v_offset: int
+    scale: float
+    causal: bool
+    placement: str
+    rms: bool
+    activation: str
 
 
 class NormWeights(NamedTuple):
@@ -36,16 +58,73 @@ class BlockWeights(NamedTuple):
 
 
 class Table:
-    """struct tl_block of each block, and struct tl_norm of the norm behind them; keeps the weights alive."""
+    """struct tl_block of each block, and struct tl_norm of the norm behind them; keeps the weights alive.
 
-    def __init__(self, blocks: Sequence[BlockWeights], final_norm: NormWeights | None) -> None:
-        self.blocks, self.final_norm = tuple(blocks), final_norm
+    Raises ValueError for weights that are not laid out as the kernels read them, or do not fit together.
+    """
+
+    def __init__(self, blocks: Sequence[BlockWeights], final_norm: NormWeights | None, form: Form) -> None:
+        if not blocks:
+            raise ValueError("blocks must have at least one block")
+        self.blocks, self.final_norm, self.form = tuple(blocks), final_norm, form
+        self.width = blocks[0].qkv.inputs
+        for index, block in enumerate(blocks):
+            _check_block(f"blocks[{index}]", block, form, self.width)
+        if final_norm is not None:
+            _check_norm("final_norm", final_norm, self.width)
         self.rows = _bytes(b"".join(map(_block, blocks)))
         self.final_row = None if final_norm is None else _bytes(_norm(final_norm))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # addresses are of this process and of these weights: a copy makes its own
+        return Table, (self.blocks, self.final_norm, self.form)
+
+
+def _check_block(name: str, block: BlockWeights, form: Form, width: int) -> None:
+    channels = form.heads * form.head_dim
+    keys = form.kv_heads * form.head_dim
+    sizes = {
+        "qkv": (width, block.qkv.outputs, False),
+        "output": (channels, width, False),
+        "up": (width, block.up.outputs, block.up.gated),
+        "down": (block.up.width, width, False),
+    }
+    for part, (inputs, outputs, gated) in sizes.items():
+        weight: FrozenWeight = getattr(block, part)
+        if (weight.inputs, weight.outputs, weight.gated) != (inputs, outputs, gated):
+            given = f"{weight.outputs} outputs of {weight.inputs} inputs{' in pairs' if weight.gated else ''}"
+            raise ValueError(f"{name}.{part} must have {outputs} outputs of {inputs} inputs, not {given}")
+        _check_layout(f"{name}.{part}", weight)
+    ends = (channels, form.k_offset), (form.k_offset + keys, form.v_offset), (form.v_offset + keys, block.qkv.outputs)
+    if form.heads % form.kv_heads or any(end > limit for end, limit in ends):
+        raise ValueError(f"{name}.qkv gives {block.qkv.outputs} numbers, which are not the heads of {form}")
+    _check_norm(f"{name}.attention_norm", block.attention_norm, width)
+    _check_norm(f"{name}.feed_forward_norm", block.feed_forward_norm, width)
+
+
+def _check_layout(name: str, weight: FrozenWeight) -> None:
+    if weight.precision not in _FORMATS:
+        raise ValueError(f"{name} must be stored in one of {tuple(_FORMATS)}, not {weight.precision!r}")
+    expected = stored_layout(weight.precision, weight.outputs, weight.inputs)
+    for part, tensor in weight.tensors.items():
+        if (tensor.dtype, tuple(tensor.shape)) != expected.get(part) or not _is_plain(tensor):
+            given = f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+            raise ValueError(f"{name}.{part} must be {expected.get(part)}, contiguous on the CPU, not {given}")
+
+
+def _check_norm(name: str, norm: NormWeights, width: int) -> None:
+    for part in (norm.weight, norm.bias):
+        if part is not None and (part.dtype != torch.float32 or part.shape != (width,) or not _is_plain(part)):
+            given = f"{part.dtype} {tuple(part.shape)} on {part.device}"
+            raise ValueError(f"{name} must be float32 ({width},), contiguous on the CPU, not {given}")
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.is_contiguous()
+
 
 def _bytes(data: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
 def _block(block: BlockWeights) -> bytes:

@@ -180,6 +180,9 @@ int tl_linear_cpu(const void *x, const void *weight, const float *scale, const u
                   int64_t x_stride, int64_t y_stride, int x_dtype, int y_dtype, int format, int activation, int gated,
                   int threads) {
   if (rows == 0 || outputs == 0) return TL_OK;
+  if (inputs <= 0) return tl_fail(TL_BAD_ARGUMENT, "linear: %lld inputs", (long long)inputs);
+  if (y_dtype != TL_F32 && y_dtype != TL_BF16)
+    return tl_fail(TL_BAD_ARGUMENT, "linear: dtype code %d is neither float32 nor bfloat16", y_dtype);
   const Layer layer{x,        weight,   scale,   group_scale, smooth,  bias,       y,          rows,   inputs,
                     outputs,  x_stride, y_stride, x_dtype,    y_dtype, activation, gated != 0, threads};
   switch (format) {

@@ -2,6 +2,7 @@
 // lies between two operations stays in its cache and threads never wait for each other.
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 
 #include "dtype.h"
 #include "isa.h"
@@ -55,11 +56,12 @@ class Chunk {
     if (tokens_ == 0) return TL_OK;
     int64_t widest = 0;
     for (int64_t b = 0; b < all_.count; ++b)
-      widest = std::max({widest, all_.blocks[b].qkv.outputs, all_.blocks[b].down.inputs});
+      widest = std::max({widest, all_.blocks[b].qkv.outputs, width_of(all_.blocks[b].up)});
     const int64_t row = round_up(all_.width * NUMBER, 64), wide_row = round_up(widest * NUMBER, 64);
     const int64_t heads_row = round_up(all_.heads * all_.head_dim * NUMBER, 64);
     uint8_t *memory = kept_scratch<4>(tokens_ * (4 * row + wide_row + heads_row) + 64);
-    if (memory == nullptr) return TL_OUT_OF_MEMORY;
+    if (memory == nullptr)
+      return tl_fail(TL_OUT_OF_MEMORY, "no memory for the activations of %lld tokens", (long long)tokens_);
     const auto take = [&](int64_t bytes) { return (memory += bytes) - bytes; };
     change_ = take(tokens_ * row), middle_ = take(tokens_ * row), normed_ = take(tokens_ * row), own_ = take(tokens_ * row);
     attended_ = take(tokens_ * heads_row), wide_ = take(tokens_ * wide_row);
@@ -108,15 +110,16 @@ class Chunk {
     return last_hidden_state ? at(all_.outputs[all_.count]) : own_;
   }
 
+  static int64_t width_of(const tl_linear &layer) { return layer.gated ? layer.outputs / 2 : layer.outputs; }
+
   int norm(const tl_norm &norm, const uint8_t *x, const uint8_t *residual, uint8_t *total, uint8_t *y) const {
     return tl_norm_tap_cpu(x, residual, norm.weight, norm.bias, total, y, nullptr, nullptr, tokens_, all_.width,
                            all_.width, all_.width, all_.dtype, all_.rms, norm.eps, 1);
   }
 
   int linear(const tl_linear &layer, const uint8_t *x, uint8_t *y, int activation) const {
-    const int64_t width = layer.gated ? layer.outputs / 2 : layer.outputs;
     return tl_linear_cpu(x, layer.weight, layer.scale, layer.group_scale, layer.smooth, layer.bias, y, tokens_,
-                         layer.inputs, layer.outputs, layer.inputs, width, all_.dtype, all_.dtype,
+                         layer.inputs, layer.outputs, layer.inputs, width_of(layer), all_.dtype, all_.dtype,
                          static_cast<int>(layer.format), activation, layer.gated != 0, 1);
   }
 
@@ -160,15 +163,19 @@ int tl_packed_blocks_cpu(const void *x, const tl_block *blocks, const tl_norm *f
   const int64_t tokens = starts[sequences];
   const int64_t chunks = round_up(std::max<int64_t>(1, (tokens + CHUNK_TOKENS / 2) / CHUNK_TOKENS), threads);
   std::atomic<int> failed{TL_OK};
+  char reason[256] = {};  // of the first failure: messages are a thread's own
   parallel_for(chunks, threads, [&](int64_t chunk) {
     const auto begin = [&](int64_t c) {
       return std::lower_bound(starts, starts + sequences, static_cast<int32_t>(c * tokens / chunks)) - starts;
     };
     const int64_t first = begin(chunk), last = chunk + 1 == chunks ? sequences : begin(chunk + 1);
     if (first < last)
-      if (int status = Chunk(all, first, last).run()) failed = status;
+      if (int status = Chunk(all, first, last).run()) {
+        int none = TL_OK;
+        if (failed.compare_exchange_strong(none, status)) std::strncpy(reason, tl_last_error(), sizeof reason - 1);
+      }
   });
-  return failed ? tl_fail(failed, "packed_blocks: no memory for the activations of %lld tokens", (long long)tokens) : TL_OK;
+  return failed ? tl_fail(failed, "packed_blocks: %s", reason) : TL_OK;
 }
 
 }  // namespace TL_ISA
