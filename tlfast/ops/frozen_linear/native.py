@@ -6,11 +6,8 @@ import torch
 
 from ... import _native
 from .._rows import as_rows
+from .codes import ACTIVATION_CODES, FORMAT_CODES
 from .weight import FrozenWeight
-
-# enum tl_activation and tl_weight_format in csrc/tlfast.h
-_ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "quick_gelu": 2, "relu": 3, "silu": 4, "none": 5}
-_FORMATS = {"bf16": 0, "int8": 1, "nf4": 2, "int8_weight_only": 3}
 
 
 def frozen_linear(x: torch.Tensor, weight: FrozenWeight, activation: str, out_dtype: torch.dtype) -> torch.Tensor:
@@ -28,7 +25,7 @@ def frozen_linear(x: torch.Tensor, weight: FrozenWeight, activation: str, out_dt
             rows.stride(0),
             weight.values.stride(0),
             weight.width,
-            _ACTIVATIONS[activation],
+            ACTIVATION_CODES[activation],
             torch.get_num_threads(),
         )
         return y
@@ -47,8 +44,8 @@ def frozen_linear(x: torch.Tensor, weight: FrozenWeight, activation: str, out_dt
         weight.width,
         _native.dtype_code(x.dtype),
         _native.dtype_code(out_dtype),
-        _FORMATS[weight.precision],
-        _ACTIVATIONS[activation],
+        FORMAT_CODES[weight.precision],
+        ACTIVATION_CODES[activation],
         weight.gated,
         torch.get_num_threads(),
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from ... import _native
+from ..frozen_linear.codes import ACTIVATION_CODES
 from .table import Table
 
-# enum tl_activation and tl_placement in csrc/tlfast.h
-_ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "quick_gelu": 2, "relu": 3, "silu": 4, "none": 5}
+# enum tl_placement in csrc/tlfast.h
 _PLACEMENTS = {"post": 0, "pre": 1}
 
 
@@ -50,7 +50,7 @@ def packed_blocks(
         _native.dtype_code(x.dtype),
         _PLACEMENTS[form.placement],
         form.rms,
-        _ACTIVATIONS[form.activation],
+        ACTIVATION_CODES[form.activation],
         form.causal,
         form.scale,
         torch.get_num_threads(),

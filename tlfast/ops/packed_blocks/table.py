@@ -11,10 +11,8 @@ import torch
 
 from ... import _native
 from ..frozen_linear import FrozenWeight
+from ..frozen_linear.codes import FORMAT_CODES
 from ..frozen_linear.weight import stored_layout
-
-# enum tl_weight_format in csrc/tlfast.h
-_FORMATS = {"bf16": 0, "int8": 1, "nf4": 2, "int8_weight_only": 3}
 
 
 @dataclass(frozen=True)
@@ -103,8 +101,8 @@ def _check_block(name: str, block: BlockWeights, form: Form, width: int) -> None
 
 
 def _check_layout(name: str, weight: FrozenWeight) -> None:
-    if weight.precision not in _FORMATS:
-        raise ValueError(f"{name} must be stored in one of {tuple(_FORMATS)}, not {weight.precision!r}")
+    if weight.precision not in FORMAT_CODES:
+        raise ValueError(f"{name} must be stored in one of {tuple(FORMAT_CODES)}, not {weight.precision!r}")
     expected = stored_layout(weight.precision, weight.outputs, weight.inputs)
     for part, tensor in weight.tensors.items():
         if (tensor.dtype, tuple(tensor.shape)) != expected.get(part) or not _is_plain(tensor):
@@ -135,7 +133,7 @@ def _block(block: BlockWeights) -> bytes:
 
 def _linear(weight: FrozenWeight) -> bytes:
     tensors = (weight.values, weight.scale, weight.group_scale, weight.smooth, weight.bias)
-    sizes = (weight.inputs, weight.outputs, _FORMATS[weight.precision], weight.gated)
+    sizes = (weight.inputs, weight.outputs, FORMAT_CODES[weight.precision], weight.gated)
     return struct.pack("9q", *map(_native.pointer, tensors), *sizes)
 
 

@@ -129,9 +129,12 @@ static inline void multiply_strip(typename Type::Sum *sums, const Left &left, in
 
 template <class Type, class Panels>
 static int run(const Layer &layer, const Left &left) {
-  const FinishRows finish_rows = layer.y_dtype == TL_F32 ? finish_of<float, Panels::scales>(layer.activation)
-                                                         : finish_of<tl_bf16, Panels::scales>(layer.activation);
-  if (finish_rows == nullptr) return TL_BAD_ARGUMENT;
+  FinishRows finish_rows = nullptr;
+  if (int status = with_layer_dtype(layer.y_dtype, [&](auto y) {
+        finish_rows = finish_of<decltype(y), Panels::scales>(layer.activation);
+        return static_cast<int>(finish_rows == nullptr ? TL_BAD_ARGUMENT : TL_OK);
+      }))
+    return status;
   using Sum = typename Type::Sum;
   const int64_t panel_bytes = left.steps * 2 * TILE_BYTES;
   const Deal deal(layer, panel_bytes);
@@ -181,8 +184,6 @@ int tl_linear_cpu(const void *x, const void *weight, const float *scale, const u
                   int threads) {
   if (rows == 0 || outputs == 0) return TL_OK;
   if (inputs <= 0) return tl_fail(TL_BAD_ARGUMENT, "linear: %lld inputs", (long long)inputs);
-  if (y_dtype != TL_F32 && y_dtype != TL_BF16)
-    return tl_fail(TL_BAD_ARGUMENT, "linear: dtype code %d is neither float32 nor bfloat16", y_dtype);
   const Layer layer{x,        weight,   scale,   group_scale, smooth,  bias,       y,          rows,   inputs,
                     outputs,  x_stride, y_stride, x_dtype,    y_dtype, activation, gated != 0, threads};
   switch (format) {
