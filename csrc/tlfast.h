@@ -148,7 +148,22 @@ int tl_side_step_cpu(const int64_t *weights, const float *tap, const float *s, c
                      int64_t rotation_stride, int placement, int rms, int activation, double eps, double scale,
                      double temperature, int threads);
 
-enum tl_weight_format { TL_WEIGHT_BF16 = 0, TL_WEIGHT_INT8 = 1, TL_WEIGHT_NF4 = 2, TL_WEIGHT_INT8_ONLY = 3 };
+enum tl_weight_format {
+  TL_WEIGHT_BF16 = 0,
+  TL_WEIGHT_INT8 = 1,
+  TL_WEIGHT_NF4 = 2,
+  TL_WEIGHT_INT8_ONLY = 3,
+  TL_WEIGHT_FP32 = 4,  // a struct tl_shared_weight
+};
+
+// A weight in float32 where the model has it: up to three parts of the same inputs, number (n, k) of a part lying at
+// n row_stride + k column_stride. Their outputs lie side by side, each filled up to a whole panel of 32; or, gated, the
+// first two parts' take turns of 16.
+struct tl_shared_weight {
+  const float *parts[3];
+  int64_t outputs[3];  // 0 where there is no part
+  int64_t row_stride, column_stride;
+};
 
 // linear, frozen:  y = activation(x W^T + bias),  or activation(gates) * rest of each panel where gated is not 0.
 //   x (rows, inputs) with row stride, dtype x_dtype; y (rows, outputs, or outputs / 2 where gated), dtype y_dtype.
@@ -162,9 +177,9 @@ int tl_linear_cpu(const void *x, const void *weight, const float *scale, const u
                   int64_t x_stride, int64_t y_stride, int x_dtype, int y_dtype, int format, int activation, int gated,
                   int threads);
 
-// The same in float32 with the weight (outputs, inputs) as the model has it; on AMX alone. bias padded to whole panels.
-int tl_linear_fp32_cpu(const float *x, const float *weight, const float *bias, float *y, int64_t rows, int64_t inputs,
-                       int64_t outputs, int64_t x_stride, int64_t weight_stride, int64_t y_stride, int activation,
+// The same in float32, on AVX-512 and AMX; outputs counts those that fill up a panel between two parts.
+int tl_linear_fp32_cpu(const float *x, const struct tl_shared_weight *weight, const float *bias, float *y, int64_t rows,
+                       int64_t inputs, int64_t outputs, int64_t x_stride, int64_t y_stride, int activation, int gated,
                        int threads);
 
 // packed_attention:  out = softmax(scale q k^T + bias) v a head, for sequences packed one behind the other.
@@ -198,10 +213,11 @@ struct tl_block {
   int64_t window;  // as packed_attention takes it
 };
 
-// packed_blocks: `count` blocks of a transformer over packed sequences, to the bit what linear, packed_attention and norm_tap
-//   give one after the other. x (tokens, width) contiguous in dtype bf16; final_norm null: none. outputs: the address of
-//   each block's output like x, null where it is not wanted, then that of the last hidden state, which is the last
-//   block's output where there is no final norm. Of a row of qkv, k begins at k_offset and v at v_offset.
+// packed_blocks: `count` blocks of a transformer over packed sequences, to the bit what linear, packed_attention and
+//   norm_tap give one after the other. x (tokens, width) contiguous in dtype bf16, or fp32 where all weights are;
+//   final_norm null: none. outputs: the address of each block's output like x, null where it is not wanted, then that of
+//   the last hidden state, which is the last block's output where there is no final norm. Of a row of qkv, k begins at
+//   k_offset and v at v_offset.
 int tl_packed_blocks_cpu(const void *x, const struct tl_block *blocks, const struct tl_norm *final_norm,
                          const int32_t *starts, const float *bias, const float *cosines, const float *sines,
                          void *const *outputs, int64_t sequences, int64_t count, int64_t width, int64_t heads,

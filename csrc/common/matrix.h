@@ -158,16 +158,25 @@ static inline void add_split_products(Tiles left, int64_t left_plane, Tiles righ
   }
 }
 
-// sums[16 Rows][32] of such operands.
+// sums[16 Rows][32] of such operands; `more`: added to what is there.
 template <int Rows>
 static inline void multiply_split_tiles(float *sums, Tiles left, int64_t left_plane, Tiles right, int64_t right_plane,
-                                        int64_t steps) {
+                                        int64_t steps, bool more = false) {
   finish_writes();
-  _tile_zero(0);
-  _tile_zero(1);
-  if constexpr (Rows > 1) {
-    _tile_zero(2);
-    _tile_zero(3);
+  if (more) {
+    _tile_loadd(0, sums, 128);
+    _tile_loadd(1, sums + TILE_SIDE, 128);
+    if constexpr (Rows > 1) {
+      _tile_loadd(2, sums + 32 * TILE_SIDE, 128);
+      _tile_loadd(3, sums + 33 * TILE_SIDE, 128);
+    }
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (Rows > 1) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
   }
   add_split_products<Rows>(left, left_plane, right, right_plane, steps);
   _tile_stored(0, sums, 128);

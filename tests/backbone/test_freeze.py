@@ -210,8 +210,9 @@ def test_its_repr_says_how_each_stack_runs_and_why():
     assert "precision=int8; encoder: 3 blocks over packed tokens, taps=encoder.layer[0, 1, 2]" in repr(
         tlfast.freeze(tiny(), "int8")
     )
-    assert "encoder: 3 blocks as modules (fp32 gives the model's own results to the last bit)" in repr(
-        tlfast.freeze(tiny())
+    assert (
+        "encoder: 3 blocks as modules (narrower than 256, where fp32 gives the model's own results to the last bit)"
+        in repr(tlfast.freeze(tiny()))
     )
     line = tlfast.freeze(tiny("deberta-v2"), "bf16").extra_repr()
     assert "3 blocks as modules (its attention adds scores of queries and keys with relative positions)" in line

@@ -329,7 +329,7 @@ def test_errors():
 def test_a_named_implementation_does_not_fall_back(monkeypatch):
     x, weight, bias = case(4, 16, 8)
     monkeypatch.setattr(_native, "matrix_isa", lambda: "AVX2")
-    with pytest.raises(RuntimeError, match="needs AMX, and this machine has AVX2"):
+    with pytest.raises(RuntimeError, match="need AVX-512 or AMX, and this machine has AVX2"):
         frozen_linear(x, FrozenWeight.of(weight, bias), impl="native")
     assert torch.equal(frozen_linear(x, FrozenWeight.of(weight, bias)), F.linear(x, weight, bias))
     assert "native" in ops.implementations("frozen_linear")

@@ -2,7 +2,8 @@
 
 from .fingerprint import fingerprint
 from .freezing import freeze, resolve_layers
-from .frozen import BackboneOutput, EncoderDecoderOutput, FrozenBackbone
+from .frozen import FrozenBackbone
+from .outputs import BackboneOutput, EncoderDecoderOutput
 from .prepared_folder import is_prepared
 
 __all__ = [

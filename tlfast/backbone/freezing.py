@@ -33,10 +33,12 @@ def freeze(
         give (B, S, D). A head for classification is not run; a language model's (AutoModelForCausalLM,
         AutoModelForSeq2SeqLM) is kept for the tasks that need it. Its parameters are shared, get requires_grad=False,
         and the model goes to eval mode, as in peft.
-    precision: "fp32": the model's own float32 weights, shared. "bf16", "int8", "nf4": the linear layers of its blocks
-        and its embeddings are stored once more in fewer bits (embeddings in int8 for "int8" and "nf4"), and the model
-        that was given is left as it is and no longer needed. Blocks of most families then run over packed tokens;
-        `describe()` says which, and why not the others.
+    precision: "fp32": the model's own float32 weights, shared and read where they are. Blocks of width 256 and more run
+        over packed tokens where the machine and the family allow it, and err as PyTorch's own do; all others run as
+        modules, which give the model's results to the last bit, as every block does in `through_modules()`.
+        "bf16", "int8", "nf4": the linear layers of its blocks and its embeddings are stored once more in fewer bits
+        (embeddings in int8 for "int8" and "nf4"), and the model that was given is left as it is and no longer needed.
+        Blocks of most families then run over packed tokens. `describe()` says which do, and why not the others.
     taps: "all", or indices of the blocks whose outputs are wanted; negative ones count from the end. For an
         encoder-decoder they count in each of the two.
     calibration: for "int8": batches of the model's inputs, from which the sizes of the activations' columns are read;

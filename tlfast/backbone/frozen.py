@@ -7,7 +7,6 @@ import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,23 @@ from torch import nn
 from .fingerprint import fingerprint
 from .lm_head import LMHead
 from .neighbours import kept_together
-from .packed import Batch, PackedStack, contiguous, reach_blocks
-from .packed_block import why_not
+from .outputs import (
+    BackboneOutput,
+    EncoderDecoderOutput,
+    check_mask,
+    finish,
+    is_empty,
+    last_hidden_state_of,
+    pack,
+    token_shape,
+)
+from .packed import Batch, PackedStack, contiguous, first_weight, reach_blocks
+from .packed_block import why_not, why_not_fp32
 from .parts import BlockSpec
 from .sharding import own_part
 from .stack import Stack
 
-_INPUTS = ("input_ids", "inputs_embeds")
 _DECODER_INPUTS = ("decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds")
-FP32_IS_EXACT = "fp32 gives the model's own results to the last bit"  # why its blocks run as modules
 _REGISTERING = threading.Lock()
 _EMBEDDING = -1  # the input of block 0, beside the blocks' indices
 # settings that taps depend on and that neither weights nor BlockSpec show
@@ -44,29 +51,6 @@ _SETTINGS = (
     "pos_att_type",
     "position_biased_input",
 )
-
-
-@dataclass(frozen=True)
-class BackboneOutput:
-    """What one frozen forward gives: B batch, S sequence, D width.
-
-    Padded (the default): (B, S, D) each, zeros at padding, cu_seqlens is None.
-    Packed: (tokens, D) each, the sequences end to end without padding; cu_seqlens (B + 1,) int32 are their bounds.
-    embedding is what the first block reads.
-    """
-
-    embedding: torch.Tensor
-    taps: tuple[torch.Tensor, ...]
-    last_hidden_state: torch.Tensor
-    cu_seqlens: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class EncoderDecoderOutput:
-    """What one frozen forward of an encoder-decoder gives, for each of the two."""
-
-    encoder: BackboneOutput
-    decoder: BackboneOutput
 
 
 class FrozenBackbone(nn.Module):
@@ -160,9 +144,7 @@ class FrozenBackbone(nn.Module):
 
     def _why_slow(self, stack: Stack) -> str | None:
         """None where a stack runs over packed tokens, otherwise the reason."""
-        if self.precision == "fp32":
-            return FP32_IS_EXACT
-        return why_not(stack, self.base)
+        return why_not_fp32(stack, self.base) if self.precision == "fp32" else why_not(stack, self.base)
 
     def describe(self) -> list[dict[str, Any]]:
         """For each block "stack", "block", "path" ("packed", or "module": as transformers runs it), "why", "precision".
@@ -259,7 +241,7 @@ class FrozenBackbone(nn.Module):
         mask = inputs.get("attention_mask")
         decoder = self.decode(encoder.last_hidden_state, mask, packed, cache, **decoder_inputs)
         if packed:
-            encoder = _pack(encoder, None if mask is None else mask.bool())
+            encoder = pack(encoder, None if mask is None else mask.bool())
         return EncoderDecoderOutput(encoder, decoder)
 
     def encode(self, **inputs: Any) -> BackboneOutput:
@@ -294,11 +276,11 @@ class FrozenBackbone(nn.Module):
 
     def _output(self, stack: Stack, module: Any, inputs: dict[str, Any], cache: Any, packed: bool) -> BackboneOutput:
         """One forward of a stack, over packed tokens where it can be."""
-        if cache is None and self._slow[stack.name] is None and not _is_empty(inputs):
-            mask = _check_mask(inputs.get("attention_mask"), _token_shape(inputs), 0, "")
+        if cache is None and self._slow[stack.name] is None and self._on_cpu(stack) and not is_empty(inputs):
+            mask = check_mask(inputs.get("attention_mask"), token_shape(inputs), 0, "")
             if contiguous(mask) or not stack.measures_distance:
                 return self._run_packed(stack, module, inputs, mask, packed)
-        return _finish(*self._run(stack, module, inputs, cache), packed)
+        return finish(*self._run(stack, module, inputs, cache), packed)
 
     def _run_packed(
         self, stack: Stack, module: Any, inputs: dict[str, Any], mask: torch.Tensor | None, packed: bool
@@ -309,15 +291,25 @@ class FrozenBackbone(nn.Module):
         with torch.no_grad():
             embedding, block_inputs = reach_blocks(stack, module, inputs)
             batch = Batch.of(stack, embedding.shape[:2], mask, block_inputs)
-            x = batch.pack(embedding.to(torch.bfloat16))
-            taps, last = self._packed_stack(stack).run(x, batch.sequences, stack.taps)
+            packed_stack = self._packed_stack(stack)
+            x = batch.pack(embedding.to(packed_stack.dtype))
+            taps, last = packed_stack.run(x, batch.sequences, stack.taps)
             if packed:
                 return BackboneOutput(x, tuple(taps), last, batch.sequences.cu_seqlens)
             return BackboneOutput(batch.unpack(x), tuple(map(batch.unpack, taps)), batch.unpack(last))
 
+    def _on_cpu(self, stack: Stack) -> bool:
+        """Whether weights that the model was given with are where packed tokens can read them: moved, cast or sharded
+        ones run as modules."""
+        if self.precision != "fp32":
+            return True
+        weight = first_weight(stack)
+        kind = type(weight) in (nn.Parameter, torch.Tensor)
+        return kind and weight.device.type == "cpu" and weight.dtype == torch.float32
+
     def _packed_stack(self, stack: Stack) -> PackedStack:
         """Made at the first call, and again where the weights have moved to another device."""
-        weight = next(stack.blocks[0].buffers())
+        weight = first_weight(stack)
         if stack.name not in self._packed or self._packed[stack.name][0] != weight.data_ptr():
             self._packed[stack.name] = weight.data_ptr(), PackedStack(stack, self.model_type)
         return self._packed[stack.name][1]
@@ -326,11 +318,11 @@ class FrozenBackbone(nn.Module):
         self, stack: Stack, module: Any, inputs: dict[str, Any], cache: Any
     ) -> tuple[BackboneOutput, torch.Tensor | None]:
         """One forward of a stack, padded and with whatever stands at padding; and the mask of its tokens."""
-        shape = _token_shape(inputs)
+        shape = token_shape(inputs)
         if shape is None and "pixel_values" in inputs and not inputs["pixel_values"].shape[0]:
             raise ValueError("pixel_values: the batch is empty; pass at least one image")
         past = 0 if cache is None else int(cache.get_seq_length())
-        mask = _check_mask(inputs.get("attention_mask"), shape, past, "decoder_" if stack.spec.cross else "")
+        mask = check_mask(inputs.get("attention_mask"), shape, past, "decoder_" if stack.spec.cross else "")
         if shape is not None and 0 in shape:
             weight = next(self.model.parameters())
             width = self.output_width if stack is self.stack else stack.spec.width
@@ -341,7 +333,7 @@ class FrozenBackbone(nn.Module):
         if stack.spec.causal:
             inputs = inputs | _cache_arguments(module, cache)
         with torch.no_grad(), _capture(stack) as seen:
-            last = _last_hidden_state(module(**inputs))
+            last = last_hidden_state_of(module(**inputs))
         return BackboneOutput(seen[_EMBEDDING], tuple(seen[index] for index in stack.taps), last), mask
 
     def extra_repr(self) -> str:
@@ -411,67 +403,3 @@ def _cache_arguments(module: nn.Module, cache: Any) -> dict[str, Any]:
     if cache is not None:
         arguments["cache" if "cache" in names else "past_key_values"] = cache
     return arguments
-
-
-def _is_empty(inputs: dict[str, Any]) -> bool:
-    """Whether there is no token or no image to run."""
-    shape = _token_shape(inputs) or tuple(inputs["pixel_values"].shape[:1] if "pixel_values" in inputs else ())
-    return 0 in shape
-
-
-def _token_shape(inputs: dict[str, Any]) -> tuple[int, ...] | None:
-    """(B, S) of a stack's inputs; None where they are not tokens."""
-    return next((tuple(inputs[name].shape[:2]) for name in _INPUTS if inputs.get(name) is not None), None)
-
-
-def _last_hidden_state(output: Any) -> torch.Tensor:
-    if isinstance(output, torch.Tensor):
-        return output
-    last = getattr(output, "last_hidden_state", None)
-    return output[0] if last is None else last
-
-
-def _check_mask(
-    mask: torch.Tensor | None, shape: tuple[int, ...] | None, past: int, prefix: str
-) -> torch.Tensor | None:
-    """(B, S) bool of the tokens given now."""
-    if mask is None:
-        return None
-    if shape is None:
-        raise ValueError("attention_mask: this model's inputs are not tokens, and all positions count; leave it out")
-    expected = (shape[0], shape[1] + past)
-    if tuple(mask.shape) != expected:
-        raise ValueError(
-            f"{prefix}attention_mask: got {tuple(mask.shape)}; pass (B, S) = {expected}, nonzero where a token is"
-        )
-    return mask[:, past:].bool()
-
-
-def _finish(output: BackboneOutput, mask: torch.Tensor | None, packed: bool) -> BackboneOutput:
-    """Without padding, or with zeros there.
-
-    Zeros are written in place where the tensors belong to this call alone: the embedding can be the caller's own
-    inputs_embeds.
-    """
-    if packed:
-        return _pack(output, mask)
-    if mask is not None and not (mask.device.type == "cpu" and bool(mask.all())):
-        padding = ~mask[..., None]
-        for tensor in (*output.taps, output.last_hidden_state):
-            tensor.masked_fill_(padding, 0)
-        return replace(output, embedding=output.embedding.masked_fill(padding, 0))
-    return output
-
-
-def _pack(output: BackboneOutput, mask: torch.Tensor | None) -> BackboneOutput:
-    embedding = output.embedding
-    if mask is None:
-        mask = torch.ones(embedding.shape[:2], dtype=torch.bool, device=embedding.device)
-    bounds = torch.zeros(mask.shape[0] + 1, dtype=torch.int32, device=mask.device)
-    bounds[1:] = mask.sum(dim=1).cumsum(dim=0)
-    whole = int(bounds[-1]) == mask.numel()  # nothing to leave out, nothing to copy
-
-    def pack(x: torch.Tensor) -> torch.Tensor:
-        return x.flatten(0, 1) if whole else x[mask]
-
-    return BackboneOutput(pack(embedding), tuple(map(pack, output.taps)), pack(output.last_hidden_state), bounds)

@@ -6,6 +6,7 @@ Which blocks take it is decided once, by `packed_block.why_not`; all others run 
 from __future__ import annotations
 
 import inspect
+import itertools
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,10 @@ from torch import nn
 
 from ..ops.frozen_linear import frozen_linear
 from ..ops.packed_attention import packed_attention
-from ..ops.packed_blocks import Form, Table, packed_blocks
+from ..ops.packed_blocks import Form, SharedWeight, Table, packed_blocks
 from ..ops.packed_blocks import why_not as why_not_at_once
 from .families import ACTIVATIONS
-from .packed_block import CrossAttention, Norm, PackedBlock, packed_block
+from .packed_block import CrossAttention, Norm, PackedBlock, Weight, packed_block
 from .parts import submodule
 from .stack import Stack
 
@@ -46,7 +47,10 @@ class Sequences:
 
 
 class PackedStack:
-    """The blocks of a stack over packed tokens (T, D) in bfloat16. Holds no weights of its own."""
+    """The blocks of a stack over packed tokens (T, D). Holds no weights of its own.
+
+    dtype: of the tokens, float32 where the weights are the model's own and bfloat16 where they are prepared.
+    """
 
     def __init__(self, stack: Stack, model_type: str) -> None:
         self.spec = stack.spec
@@ -55,6 +59,7 @@ class PackedStack:
         self.final_norm = None if norm is None else Norm.of(norm, stack.spec.norm == "rms")
         self.activation = ACTIVATIONS[stack.spec.activation]
         self.table = self._at_once()
+        self.dtype = torch.bfloat16 if self.table is None else self.table.dtype
 
     def run(
         self, x: torch.Tensor, sequences: Sequences, taps: tuple[int, ...]
@@ -68,7 +73,7 @@ class PackedStack:
     def _at_once(self) -> Table | None:
         """The blocks as ops.packed_blocks takes them; None where they have more to them than it runs."""
         blocks = [block.at_once() for block in self.blocks]
-        on_cpu = all(block.qkv.values.device.type == "cpu" for block in self.blocks)
+        on_cpu = all(block.qkv.device.type == "cpu" for block in self.blocks)
         if not blocks or None in blocks or not on_cpu or self.spec.placement not in ("post", "pre"):
             return None
         if self.spec.placement == "post" and self.final_norm is not None:
@@ -128,7 +133,7 @@ class PackedStack:
 
     def _attend(self, block: PackedBlock, x: torch.Tensor, sequences: Sequences) -> torch.Tensor:
         spec = self.spec
-        q, k, v = frozen_linear(x, block.qkv).split(block.widths, dim=-1)
+        q, k, v = _linear(x, block.qkv).split(block.widths, dim=-1)
         q, k, v = self._heads(q, spec.heads), self._heads(k, spec.kv_heads), self._heads(v, spec.kv_heads)
         if block.query_norm is not None:
             q = block.query_norm(q)[1]
@@ -145,30 +150,34 @@ class PackedStack:
             bias=sequences.bias,
             rotation=sequences.rotation,
         )
-        change = frozen_linear(attended.flatten(1), block.output)
+        change = _linear(attended.flatten(1), block.output)
         return change if block.attention_output_norm is None else block.attention_output_norm(change)[1]
 
     def _attend_memory(self, layer: CrossAttention, x: torch.Tensor, sequences: Sequences) -> torch.Tensor:
         spec, memory = self.spec, sequences.memory
         assert memory is not None
-        k, v = frozen_linear(memory.x, layer.key_value).split(layer.widths, dim=-1)
+        k, v = _linear(memory.x, layer.key_value).split(layer.widths, dim=-1)
         attended = packed_attention(
-            self._heads(frozen_linear(x, layer.query), spec.heads),
+            self._heads(_linear(x, layer.query), spec.heads),
             self._heads(k, spec.heads),
             self._heads(v, spec.heads),
             sequences.cu_seqlens,
             memory.cu_seqlens,
             scale=spec.scale,
         )
-        return frozen_linear(attended.flatten(1), layer.output)
+        return _linear(attended.flatten(1), layer.output)
 
     def _heads(self, x: torch.Tensor, heads: int) -> torch.Tensor:
         """(T, at least heads hd) to (T, heads, hd)."""
         return x[:, : heads * self.spec.head_dim].unflatten(1, (heads, self.spec.head_dim))
 
     def _feed_forward(self, block: PackedBlock, x: torch.Tensor) -> torch.Tensor:
-        change = frozen_linear(frozen_linear(x, block.up, self.activation), block.down)
+        change = _linear(_linear(x, block.up, self.activation), block.down)
         return change if block.feed_forward_output_norm is None else block.feed_forward_output_norm(change)[1]
+
+
+def _linear(x: torch.Tensor, weight: Weight, activation: str = "none") -> torch.Tensor:
+    return weight.linear(x, activation) if isinstance(weight, SharedWeight) else frozen_linear(x, weight, activation)
 
 
 @dataclass(frozen=True)
@@ -186,7 +195,7 @@ class Batch:
     def of(cls, stack: Stack, shape: Any, mask: torch.Tensor | None, block_inputs: dict[str, Any]) -> Batch:
         """block_inputs: what the first block was given beside the hidden states."""
         examples, length = shape
-        device = next(stack.blocks[0].buffers()).device
+        device = first_weight(stack).device
         cu_seqlens, kept = _offsets(examples, length, mask, device)
         rotation = bias = None
         if stack.spec.positions == "rotary":
@@ -211,6 +220,12 @@ class Batch:
             examples, length = self.shape
             x = x.new_zeros(examples * length, x.shape[1]).index_copy_(0, self.kept, x)
         return x.view(*self.shape, -1)
+
+
+def first_weight(stack: Stack) -> torch.Tensor:
+    """A weight of the first block: prepared ones are buffers."""
+    block = stack.blocks[0]
+    return next(itertools.chain(block.buffers(), block.parameters()))
 
 
 def _offsets(

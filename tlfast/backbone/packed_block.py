@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..ops import _dispatch
+from ..ops._shared_weight import why_not_native
 from ..ops.frozen_linear import FrozenWeight
 from ..ops.frozen_linear.panels import padded
 from ..ops.norm_tap import norm_tap
-from ..ops.packed_blocks import BlockWeights, NormWeights
+from ..ops.packed_blocks import BlockWeights, NormWeights, SharedWeight
 from .families import ACTIVATIONS
 from .gated import Half
 from .linear import FrozenLinear
@@ -22,6 +24,9 @@ _OTHER_BLOCKS = {  # what BlockParts does not say of them matters here
     "deberta-v2": "its attention adds scores of queries and keys with relative positions",
     "modernbert": "its layers rotate queries and keys by two different tables",
 }
+
+Weight = FrozenWeight | SharedWeight
+FP32_WIDTH = 256  # narrower blocks have little in their products to gain, and stay exact
 
 
 @dataclass(frozen=True)
@@ -56,25 +61,25 @@ class Norm:
 class CrossAttention:
     """An attention layer whose queries read the stream, and keys and values what an encoder gave."""
 
-    query: FrozenWeight
-    key_value: FrozenWeight
-    output: FrozenWeight
+    query: Weight
+    key_value: Weight
+    output: Weight
     norm: Norm
     widths: tuple[int, int]  # of key and value in what key_value gives
 
 
 @dataclass(frozen=True)
 class PackedBlock:
-    """The weights of one block as the operations take them.
+    """The weights of one block as the operations take them, SharedWeight where the model is as it was given.
 
     window: the farthest earlier or later position its attention sees, None for any. query_norm, key_norm: of each
     head's channels. attention_output_norm, feed_forward_output_norm: of what is added to the stream.
     """
 
-    qkv: FrozenWeight
-    output: FrozenWeight
-    up: FrozenWeight  # gates with it
-    down: FrozenWeight
+    qkv: Weight
+    output: Weight
+    up: Weight  # gates with it
+    down: Weight
     attention_norm: Norm
     feed_forward_norm: Norm
     widths: tuple[int, int, int]  # of query, key and value in what qkv gives
@@ -110,6 +115,21 @@ def why_not(stack: Stack, model: Any) -> str | None:
         if getattr(config, name, None):
             return f"config.{name} is set"
     return None
+
+
+def why_not_fp32(stack: Stack, model: Any) -> str | None:
+    """The same for a model in float32 whose weights stay where they are: it runs at once or as modules."""
+    spec, reason = stack.spec, why_not(stack, model)
+    if reason is not None:
+        return reason
+    if spec.width < FP32_WIDTH:
+        return f"narrower than {FP32_WIDTH}, where fp32 gives the model's own results to the last bit"
+    attention, feed_forward = stack.parts.attention, stack.parts.feed_forward  # type: ignore[union-attr]
+    if spec.placement not in ("post", "pre") or attention.query_norm or attention.key_norm or spec.cross:
+        return "its blocks have more norms or attention than fp32 runs at once"
+    if attention.output_scale or feed_forward.output_scale:
+        return "its layers' outputs are scaled"
+    return _dispatch.MISSING.get("native") or why_not_native()
 
 
 def packed_block(stack: Stack, index: int) -> PackedBlock:
@@ -148,27 +168,32 @@ def _cross_attention(block: nn.Module, parts: AttentionParts, rms: bool) -> Cros
     return CrossAttention(_stored(block, parts.query), key_value, _stored(block, parts.output), norm, widths)
 
 
-def _up(block: nn.Module, parts: FeedForwardParts, gated: bool) -> FrozenWeight:
+def _up(block: nn.Module, parts: FeedForwardParts, gated: bool) -> Weight:
     if not gated:
         return _stored(block, parts.up)
-    half = Part.of(block, parts.up).module
-    assert isinstance(half, Half)
-    return half.both.stored
+    assert parts.gate is not None
+    up, gate = Part.of(block, parts.up), Part.of(block, parts.gate)
+    if isinstance(up.module, Half):
+        return up.module.both.stored
+    return SharedWeight.of([gate.weight, up.weight], [gate.bias, up.bias], gated=True)
 
 
-def _stored(block: nn.Module, path: str) -> FrozenWeight:
-    module = Part.of(block, path).module
-    assert isinstance(module, FrozenLinear)
-    return module.stored
+def _stored(block: nn.Module, path: str) -> Weight:
+    part = Part.of(block, path)
+    if isinstance(part.module, FrozenLinear):
+        return part.module.stored
+    return SharedWeight.of([part.weight], [part.bias])
 
 
-def _joined(block: nn.Module, *paths: str) -> tuple[FrozenWeight, Any]:
+def _joined(block: nn.Module, *paths: str) -> tuple[Weight, Any]:
     """One weight for several parts that read the same input, and the width of each in what it gives."""
     parts = [Part.of(block, path) for path in paths]
     if parts[0].count > 1:  # one layer already
         stored = _stored(block, paths[0].partition("[")[0])
         return stored, (stored.outputs // parts[0].count,) * len(parts)
-    pieces = [_stored(block, path) for path in paths]
-    joined = FrozenWeight.joined(pieces)
+    widths = tuple(padded(len(part.weight)) for part in parts)
+    if not isinstance(parts[0].module, FrozenLinear):
+        return SharedWeight.of([part.weight for part in parts], [part.bias for part in parts]), widths
+    joined = FrozenWeight.joined([part.module.stored for part in parts])  # type: ignore[union-attr, misc]
     assert joined is not None  # prepared_copy stored them so
-    return joined, tuple(padded(piece.outputs) for piece in pieces)
+    return joined, widths

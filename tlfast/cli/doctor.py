@@ -9,7 +9,7 @@ import typer
 
 from .. import _native, ops
 from ..backbone.freezing import PRECISIONS
-from ..backbone.frozen import FP32_IS_EXACT
+from ..backbone.packed_block import FP32_WIDTH
 from ..bench import measure
 from ..ops.frozen_linear import automatic
 from .output import emit
@@ -73,14 +73,16 @@ def _examine_frozen() -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     for precision in PRECISIONS:
-        if precision == "fp32":
-            found[precision] = {"path": "module", "why": FP32_IS_EXACT}
-            continue
         linear, why = automatic(precision)
+        if precision == "fp32" and linear != "native":
+            found[precision] = {"path": "module", "why": why}
+            continue
         attention = ops.describe()["packed_attention"]
         found[precision] = {
             "path": "packed",
-            "why": "for the families that have it",
+            "why": f"from width {FP32_WIDTH} on, for the families that have it"
+            if precision == "fp32"
+            else "for the families that have it",
             "frozen_linear": {"auto": linear, "why": why},
             "packed_attention": {"auto": attention["auto"], "why": attention["why"]},
         }

@@ -6,6 +6,7 @@ import torch
 
 from ... import _native
 from .._rows import as_float32, empty_float32
+from .._shared_weight import shared_weight
 from .tiles import Gradients, gradients, parts
 
 # Rows and columns of a tile, 4 MiB: of 256 to 2048 the fastest together with its products.
@@ -34,18 +35,19 @@ def _multiply(u: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
     if _native.matrix_isa() != "AMX":
         torch.mm(u, v.T, out=out)
         return
+    weight = shared_weight([v])
     _native.library().linear_fp32_cpu(
         u.data_ptr(),
-        v.data_ptr(),
+        weight.data_ptr(),
         0,
         out.data_ptr(),
         u.shape[0],
         u.shape[1],
         v.shape[0],
         u.stride(0),
-        v.stride(0),
         out.stride(0),
         _NO_ACTIVATION,
+        False,
         torch.get_num_threads(),
     )
 

@@ -6,6 +6,7 @@ import torch
 
 from ... import _native
 from .. import _dispatch
+from .._shared_weight import why_not_native
 from . import reference
 from .operator import kernels, operator_arguments
 from .weight import FrozenWeight
@@ -34,7 +35,7 @@ def frozen_linear(
             "int8": W's rows with a scale each and x's rows with a scale each, sums exact in int32.
         activation: one of `ACTIVATIONS`.
         out_dtype: float32 or bfloat16; None: that of x.
-        impl: "auto", "reference" or "native" (C++, CPU; "fp32" on AMX alone, elsewhere PyTorch's product is as good).
+        impl: "auto", "reference" or "native" (C++, CPU; "fp32" on AVX-512 and AMX alone).
             A named one runs or raises, it never falls back.
 
     Returns:
@@ -76,8 +77,9 @@ def automatic(precision: str) -> tuple[str, str]:
 def _native_refuses(precision: str, dtype: torch.dtype, out_dtype: torch.dtype) -> str | None:
     if precision != "fp32":
         return None
-    if _native.matrix_isa() != "AMX":
-        return f"precision 'fp32' needs AMX, and this machine has {_native.matrix_isa()}; use impl='reference'"
+    reason = why_not_native()
+    if reason is not None:
+        return f"{reason}; use impl='reference'"
     if dtype != torch.float32 or out_dtype != torch.float32:
         return f"precision 'fp32' takes and gives float32, not {dtype} and {out_dtype}; use impl='reference'"
     return None

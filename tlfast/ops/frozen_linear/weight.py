@@ -158,6 +158,11 @@ class FrozenWeight:
         return self.outputs // 2 if self.gated else self.outputs
 
     @property
+    def device(self) -> torch.device:
+        """Where the weight is."""
+        return self.values.device
+
+    @property
     def tensors(self) -> dict[str, torch.Tensor]:
         """What is stored, by name."""
         names = ("values", "scale", "group_scale", "smooth", "bias")

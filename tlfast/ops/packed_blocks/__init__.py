@@ -1,4 +1,5 @@
 from .api import packed_blocks, why_not
+from .shared import SharedWeight
 from .table import BlockWeights, Form, NormWeights, Table
 
-__all__ = ["BlockWeights", "Form", "NormWeights", "Table", "packed_blocks", "why_not"]
+__all__ = ["BlockWeights", "Form", "NormWeights", "SharedWeight", "Table", "packed_blocks", "why_not"]

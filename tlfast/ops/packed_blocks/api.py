@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 
 from .. import _dispatch
+from .._shared_weight import why_not_native
 from .native import packed_blocks as _run_native
 from .table import Table
 
@@ -23,11 +24,12 @@ def packed_blocks(
     """What frozen_linear, packed_attention and norm_tap give block after block, to the last bit, in one call.
 
     A thread takes a few sequences through all blocks: activations between operations stay in its cache, no memory is
-    asked for between them, and threads do not wait for each other.
+    asked for between them, and threads do not wait for each other. A few long sequences go together instead, and
+    threads share each operation.
 
     Args:
-        x: (T, D) bfloat16, contiguous: what the first block reads. No gradient.
-        table: the blocks.
+        x: (T, D) in the table's dtype, contiguous: what the first block reads. No gradient.
+        table: the blocks. Of float32 weights the result errs as PyTorch's own float32 does.
         cu_seqlens: int32 (B + 1,), rising from 0 to T: sequence b is the tokens cu_seqlens[b] to cu_seqlens[b + 1].
         taps: indices of the blocks whose outputs are wanted.
         bias: float32 (H, S, S), added to the scores of every sequence; S reaches at least the longest.
@@ -59,27 +61,23 @@ def packed_blocks(
     return _run_native(x, table, cu_seqlens.contiguous(), tuple(taps), bias, rotation)
 
 
-def why_not(x: torch.Tensor, table: Table, cu_seqlens: torch.Tensor, threads: int | None = None) -> str | None:
-    """None where `packed_blocks` can run and uses all threads, otherwise the reason it cannot or should not.
-
-    threads: None: torch's.
-    """
+def why_not(x: torch.Tensor, table: Table, cu_seqlens: torch.Tensor) -> str | None:
+    """None where `packed_blocks` can run, otherwise the reason it cannot."""
     if "native" in _dispatch.MISSING:
         return _dispatch.MISSING["native"]
     if not _dispatch.runs_eagerly(x):
         return "a gradient or a trace is being taken"
-    if x.device.type != "cpu" or x.dtype != torch.bfloat16 or not x.is_contiguous() or x.shape[1:] != (table.width,):
+    reason = why_not_native() if table.dtype == torch.float32 else None
+    if reason is not None:
+        return reason
+    if x.device.type != "cpu" or x.dtype != table.dtype or not x.is_contiguous() or x.shape[1:] != (table.width,):
         given = f"{x.dtype} {tuple(x.shape)} on {x.device}"
-        return f"it takes contiguous bfloat16 (T, {table.width}) on the CPU, not {given}"
+        return f"it takes contiguous {table.dtype} (T, {table.width}) on the CPU, not {given}"
     if cu_seqlens.dtype != torch.int32 or cu_seqlens.device.type != "cpu" or cu_seqlens.dim() != 1:
         return f"cu_seqlens must be int32 (B + 1,) on the CPU, not {cu_seqlens.dtype} on {cu_seqlens.device}"
-    threads = torch.get_num_threads() if threads is None else threads
     offsets = cu_seqlens.tolist()
     if not offsets or offsets[0] != 0 or offsets[-1] != x.shape[0] or offsets != sorted(offsets):
         return f"cu_seqlens must rise from 0 to the {x.shape[0]} tokens of x, not be {offsets}"
-    longest = _longest(offsets)
-    if threads > 1 and 2 * threads * longest > x.shape[0]:
-        return f"sequences of {x.shape[0]} tokens, the longest of {longest}, cannot be shared out to {threads} threads"
     return None
 
 

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import torch
 
 from ... import _native
+from .._shared_weight import shared_weight
 from ..frozen_linear import FrozenWeight
 from ..frozen_linear.codes import FORMAT_CODES
 from ..frozen_linear.weight import stored_layout
+from .shared import SharedWeight
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,16 @@ class NormWeights(NamedTuple):
     eps: float
 
 
+Weight = FrozenWeight | SharedWeight
+
+
 class BlockWeights(NamedTuple):
     """The weights of a block, and the farthest position its attention sees on either side; None: any."""
 
-    qkv: FrozenWeight
-    output: FrozenWeight
-    up: FrozenWeight
-    down: FrozenWeight
+    qkv: Weight
+    output: Weight
+    up: Weight
+    down: Weight
     attention_norm: NormWeights
     feed_forward_norm: NormWeights
     window: int | None = None
@@ -58,6 +63,7 @@ class BlockWeights(NamedTuple):
 class Table:
     """struct tl_block of each block, and struct tl_norm of the norm behind them; keeps the weights alive.
 
+    dtype: of the activations, float32 where all weights are a SharedWeight and bfloat16 where none is.
     Raises ValueError for weights that are not laid out as the kernels read them, or do not fit together.
     """
 
@@ -66,19 +72,35 @@ class Table:
             raise ValueError("blocks must have at least one block")
         self.blocks, self.final_norm, self.form = tuple(blocks), final_norm, form
         self.width = blocks[0].qkv.inputs
+        self.dtype = torch.float32 if isinstance(blocks[0].qkv, SharedWeight) else torch.bfloat16
         for index, block in enumerate(blocks):
-            _check_block(f"blocks[{index}]", block, form, self.width)
+            _check_block(f"blocks[{index}]", block, form, self.width, self.dtype)
         if final_norm is not None:
             _check_norm("final_norm", final_norm, self.width)
-        self.rows = _bytes(b"".join(map(_block, blocks)))
+        self._shared: list[torch.Tensor] = []  # their addresses are in rows
+        self.rows = _bytes(b"".join(map(self._block, blocks)))
         self.final_row = None if final_norm is None else _bytes(_norm(final_norm))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # addresses are of this process and of these weights: a copy makes its own
         return Table, (self.blocks, self.final_norm, self.form)
 
+    def _block(self, block: BlockWeights) -> bytes:
+        linears = b"".join(map(self._linear, (block.qkv, block.output, block.up, block.down)))
+        window = struct.pack("q", -1 if block.window is None else block.window)
+        return linears + _norm(block.attention_norm) + _norm(block.feed_forward_norm) + window
 
-def _check_block(name: str, block: BlockWeights, form: Form, width: int) -> None:
+    def _linear(self, weight: Weight) -> bytes:
+        if isinstance(weight, SharedWeight):
+            self._shared.append(shared_weight(weight.parts))
+            tensors: list[torch.Tensor | None] = [self._shared[-1], None, None, None, weight.bias]
+        else:
+            tensors = [weight.values, weight.scale, weight.group_scale, weight.smooth, weight.bias]
+        sizes = (weight.inputs, weight.outputs, FORMAT_CODES[weight.precision], weight.gated)
+        return struct.pack("9q", *map(_native.pointer, tensors), *sizes)
+
+
+def _check_block(name: str, block: BlockWeights, form: Form, width: int, dtype: torch.dtype) -> None:
     channels = form.heads * form.head_dim
     keys = form.kv_heads * form.head_dim
     sizes = {
@@ -88,11 +110,16 @@ def _check_block(name: str, block: BlockWeights, form: Form, width: int) -> None
         "down": (block.up.width, width, False),
     }
     for part, (inputs, outputs, gated) in sizes.items():
-        weight: FrozenWeight = getattr(block, part)
+        weight: Weight = getattr(block, part)
+        if isinstance(weight, SharedWeight) != (dtype == torch.float32):
+            raise ValueError(f"{name}.{part} is a {type(weight).__name__}, and blocks[0].qkv is not: use one kind")
         if (weight.inputs, weight.outputs, weight.gated) != (inputs, outputs, gated):
             given = f"{weight.outputs} outputs of {weight.inputs} inputs{' in pairs' if weight.gated else ''}"
             raise ValueError(f"{name}.{part} must have {outputs} outputs of {inputs} inputs, not {given}")
-        _check_layout(f"{name}.{part}", weight)
+        if isinstance(weight, SharedWeight):
+            _check_shared(f"{name}.{part}", weight)
+        else:
+            _check_layout(f"{name}.{part}", weight)
     ends = (channels, form.k_offset), (form.k_offset + keys, form.v_offset), (form.v_offset + keys, block.qkv.outputs)
     if form.heads % form.kv_heads or any(end > limit for end, limit in ends):
         raise ValueError(f"{name}.qkv gives {block.qkv.outputs} numbers, which are not the heads of {form}")
@@ -100,9 +127,17 @@ def _check_block(name: str, block: BlockWeights, form: Form, width: int) -> None
     _check_norm(f"{name}.feed_forward_norm", block.feed_forward_norm, width)
 
 
+def _check_shared(name: str, weight: SharedWeight) -> None:
+    if weight.device.type != "cpu" or not (weight.bias is None or _is_plain(weight.bias)):
+        raise ValueError(f"{name} must be on the CPU, not on {weight.device}")
+
+
 def _check_layout(name: str, weight: FrozenWeight) -> None:
-    if weight.precision not in FORMAT_CODES:
-        raise ValueError(f"{name} must be stored in one of {tuple(FORMAT_CODES)}, not {weight.precision!r}")
+    allowed = tuple(precision for precision in FORMAT_CODES if precision != "fp32")
+    if weight.precision not in allowed:
+        raise ValueError(
+            f"{name} must be stored in one of {allowed}, not {weight.precision!r}; give float32 as a SharedWeight"
+        )
     expected = stored_layout(weight.precision, weight.outputs, weight.inputs)
     for part, tensor in weight.tensors.items():
         if (tensor.dtype, tuple(tensor.shape)) != expected.get(part) or not _is_plain(tensor):
@@ -123,18 +158,6 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 def _bytes(data: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
-
-
-def _block(block: BlockWeights) -> bytes:
-    linears = b"".join(map(_linear, (block.qkv, block.output, block.up, block.down)))
-    window = struct.pack("q", -1 if block.window is None else block.window)
-    return linears + _norm(block.attention_norm) + _norm(block.feed_forward_norm) + window
-
-
-def _linear(weight: FrozenWeight) -> bytes:
-    tensors = (weight.values, weight.scale, weight.group_scale, weight.smooth, weight.bias)
-    sizes = (weight.inputs, weight.outputs, FORMAT_CODES[weight.precision], weight.gated)
-    return struct.pack("9q", *map(_native.pointer, tensors), *sizes)
 
 
 def _norm(norm: NormWeights) -> bytes:

@@ -1,0 +1,182 @@
+"""A float32 model over packed tokens: as exact as PyTorch, its weights read where they are; what stays modules."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+import tlfast
+from tests.budget import assert_within_budget
+from tests.models import CONFIGS, inputs_of, tiny
+from tests.ops.norm_cases import needs_native
+from tlfast import _native
+from tlfast.backbone import packed_block
+from tlfast.ops import _shared_weight
+from tlfast.ops.packed_blocks import SharedWeight
+
+fast = pytest.mark.skipif(_shared_weight.why_not_native() is not None, reason=str(_shared_weight.why_not_native()))
+pytestmark = [needs_native, fast]
+
+AT_ONCE = ["bert", "gpt2", "llama", "mistral", "opt", "qwen2", "t5-encoder", "vit", "clip-vision", "clip-text"]
+AS_MODULES = {
+    "qwen3": "more norms or attention",
+    "gemma2": "config.attn_logit_softcapping is set",
+    "dinov2": "outputs are scaled",
+    "deberta-v2": "relative positions",
+}
+
+
+@pytest.fixture
+def any_width(monkeypatch):
+    monkeypatch.setattr(packed_block, "FP32_WIDTH", 1)
+
+
+def wide(**settings):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 500, "num_hidden_layers": 2}
+    return BertModel(BertConfig(vocab_size=97, **sizes | settings)).eval()
+
+
+def outputs(found):
+    return [*found.taps, found.last_hidden_state]
+
+
+def through_modules(backbone, inputs):
+    with backbone.through_modules():
+        return backbone(**inputs)
+
+
+@pytest.mark.parametrize("family", AT_ONCE)
+def test_errs_as_pytorch_does(family, any_width):
+    model, inputs = tiny(family), inputs_of(family)
+    backbone = tlfast.freeze(model)
+    assert {row["path"] for row in backbone.describe()} == {"packed"}
+    exact = tlfast.freeze(copy.deepcopy(model))
+    exact.model.double()
+    wide_inputs = {key: x.double() if x.is_floating_point() else x for key, x in inputs.items()}
+    found = zip(
+        outputs(backbone(**inputs)),
+        outputs(through_modules(backbone, inputs)),
+        outputs(exact(**wide_inputs)),
+        strict=True,
+    )
+    for index, (ours, plain, reference) in enumerate(found):
+        # a norm's rounding of sums that PyTorch takes in another order, relative to the largest
+        rounding = torch.finfo(torch.float32).eps * reference.abs().amax()
+        assert_within_budget(f"{family} {index}", ours, plain, reference, rounding)
+
+
+@pytest.mark.parametrize("family", AS_MODULES)
+def test_what_runs_as_modules_says_why(family, any_width):
+    backbone = tlfast.freeze(tiny(family))
+    assert all(row["path"] == "module" and AS_MODULES[family] in row["why"] for row in backbone.describe())
+    inputs = inputs_of(family)
+    for ours, theirs in zip(outputs(backbone(**inputs)), outputs(through_modules(backbone, inputs)), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_narrow_blocks_keep_the_last_bit(family):
+    assert {row["path"] for row in tlfast.freeze(tiny(family)).describe()} == {"module"}
+
+
+@pytest.mark.parametrize("lengths", [[300], [40, 2, 2], [1], [9] * 40, [7, 0, 3]])
+def test_any_lengths(lengths):
+    model = wide()
+    backbone = tlfast.freeze(model)
+    ids = torch.randint(3, 97, (len(lengths), max(lengths)))
+    mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+    ours, plain = backbone(input_ids=ids, attention_mask=mask), through_modules(backbone, inputs_with(ids, mask))
+    for a, b in zip(outputs(ours), outputs(plain), strict=True):
+        torch.testing.assert_close(a[mask], b[mask], atol=2e-5, rtol=2e-5)
+        assert not a[~mask].any()
+
+
+def inputs_with(ids, mask):
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def test_weights_are_shared_and_read_where_they_are():
+    model = wide()
+    backbone = tlfast.freeze(model)
+    ids = torch.randint(3, 97, (4, 9))
+    before = backbone(input_ids=ids).last_hidden_state
+    assert backbone.weight_bytes() == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    other = BertModel(model.config).eval()
+    model.load_state_dict(other.state_dict())  # in place: not what a frozen model is for, but the same weights
+    torch.testing.assert_close(backbone(input_ids=ids).last_hidden_state, other(ids).last_hidden_state)
+    assert not torch.allclose(before, backbone(input_ids=ids).last_hidden_state)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda backbone: pickle.loads(pickle.dumps(backbone))])
+def test_a_copy_reads_its_own_weights(copied):
+    backbone, ids = tlfast.freeze(wide()), torch.randint(3, 97, (4, 9))
+    expected = backbone(input_ids=ids).last_hidden_state
+    twin = copied(backbone)
+    for parameter in backbone.model.parameters():
+        parameter.data.zero_()
+    assert torch.equal(twin(input_ids=ids).last_hidden_state, expected)
+
+
+def test_a_model_in_another_dtype_runs_as_modules():
+    backbone, ids = tlfast.freeze(wide()), torch.randint(3, 97, (4, 9))
+    backbone(input_ids=ids)
+    backbone.model.double()
+    assert torch.equal(
+        backbone(input_ids=ids).last_hidden_state, through_modules(backbone, {"input_ids": ids}).last_hidden_state
+    )
+    assert backbone(input_ids=ids).taps[0].dtype == torch.float64
+
+
+def test_nan_stays_in_its_sequence():
+    model = wide()
+    model.embeddings.word_embeddings.weight.data[5] = torch.nan
+    ids = torch.tensor([[6, 7, 8], [6, 5, 8], [9, 10, 11]])
+    out = tlfast.freeze(model)(input_ids=ids).last_hidden_state
+    assert out[1].isnan().all() and out[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("isa", ["v4", "vnni"])
+def test_every_instruction_set_that_has_it(isa, fresh_process):
+    code = (
+        "import torch, tlfast\n"
+        "from tests.backbone.test_fp32 import wide, outputs, through_modules\n"
+        "from tlfast import _native\n"
+        "b, ids = tlfast.freeze(wide()), torch.randint(3, 97, (9, 17))\n"
+        "ours, plain = b(input_ids=ids), through_modules(b, {'input_ids': ids})\n"
+        "error = max((x - y).abs().max().item() for x, y in zip(outputs(ours), outputs(plain)))\n"
+        "print(_native.matrix_isa().startswith('AVX-512'), b.describe()[0]['path'], error < 2e-5)"
+    )
+    assert fresh_process(code, TLFAST_CPU_ISA=isa) == "True packed True"
+
+
+def test_without_avx512_its_blocks_are_modules(monkeypatch):
+    monkeypatch.setattr(_native, "matrix_isa", lambda: "AVX2")
+    row = tlfast.freeze(wide()).describe()[0]
+    assert row["path"] == "module" and "need AVX-512 or AMX, and this machine has AVX2" in row["why"]
+
+
+class TestSharedWeight:
+    @pytest.mark.parametrize("gated", [False, True])
+    def test_refuses_parts_that_do_not_fit(self, gated):
+        a, b = torch.randn(8, 4), torch.randn(8, 5)
+        for message, parts in {
+            "the same inputs and strides": [a, b],
+            "float32 matrices": [a.double()] * 2,
+            "at most 3|two of one shape": [a] * 4,
+        }.items():
+            with pytest.raises(ValueError, match=message):
+                SharedWeight.of(parts, gated=gated)
+        with pytest.raises(ValueError, match="two of one shape where gated"):
+            SharedWeight.of([a], gated=True)
+
+    @pytest.mark.parametrize("widths", [(8, 8), (33, 33), (100, 100)])
+    def test_a_gated_layer_is_its_formula(self, widths):
+        gate, up = (torch.randn(width, 12) for width in widths)
+        biases = [torch.randn(width) for width in widths]
+        x = torch.randn(5, 12)
+        expected = torch.nn.functional.silu(x @ gate.T + biases[0]) * (x @ up.T + biases[1])
+        ours = SharedWeight.of([gate, up], biases, gated=True).linear(x, "silu")
+        torch.testing.assert_close(ours, expected)
