@@ -1,6 +1,7 @@
 // Frozen linear layers whose products run in bfloat16 or int8: weights in bf16, int8 and nf4.
 #include "isa.h"
 #include "linear.h"
+#include "linear_pair.h"
 
 namespace TL_ISA {
 
@@ -178,14 +179,9 @@ static int run(const Layer &layer, const Left &left) {
   return failed ? tl_fail(TL_OUT_OF_MEMORY, "linear: no memory for unpacked weights") : TL_OK;
 }
 
-int tl_linear_cpu(const void *x, const void *weight, const float *scale, const uint8_t *group_scale,
-                  const float *smooth, const float *bias, void *y, int64_t rows, int64_t inputs, int64_t outputs,
-                  int64_t x_stride, int64_t y_stride, int x_dtype, int y_dtype, int format, int activation, int gated,
-                  int threads) {
-  if (rows == 0 || outputs == 0) return TL_OK;
-  if (inputs <= 0) return tl_fail(TL_BAD_ARGUMENT, "linear: %lld inputs", (long long)inputs);
-  const Layer layer{x,        weight,   scale,   group_scale, smooth,  bias,       y,          rows,   inputs,
-                    outputs,  x_stride, y_stride, x_dtype,    y_dtype, activation, gated != 0, threads};
+static int multiply(const Layer &layer, int format) {
+  if (layer.rows == 0 || layer.outputs == 0) return TL_OK;
+  if (layer.inputs <= 0) return tl_fail(TL_BAD_ARGUMENT, "linear: %lld inputs", (long long)layer.inputs);
   switch (format) {
     case TL_WEIGHT_BF16:
       return with_rows<Rows::Rounded>(layer, [&](const Left &left) { return run<Bf16, InPlace<Scales::None>>(layer, left); });
@@ -198,6 +194,29 @@ int tl_linear_cpu(const void *x, const void *weight, const float *scale, const u
     default:
       return tl_fail(TL_BAD_ARGUMENT, "unknown weight format code %d", format);
   }
+}
+
+int tl_linear_cpu(const void *x, const void *weight, const float *scale, const uint8_t *group_scale,
+                  const float *smooth, const float *bias, void *y, int64_t rows, int64_t inputs, int64_t outputs,
+                  int64_t x_stride, int64_t y_stride, int x_dtype, int y_dtype, int format, int activation, int gated,
+                  int threads) {
+  const Layer layer{x,        weight,   scale,   group_scale, smooth,  bias,       y,          rows,   inputs,
+                    outputs,  x_stride, y_stride, x_dtype,    y_dtype, activation, gated != 0, threads};
+  return multiply(layer, format);
+}
+
+int linear_pair(const tl_linear &first, const tl_linear &second, const void *x, void *between, void *y, int64_t rows,
+                int activation, int threads) {
+  const auto layer = [&](const tl_linear &of, const void *from, void *to, int what) {
+    return Layer{from,       of.weight, of.scale,   of.group_scale, of.smooth, of.bias, to,   rows,          of.inputs,
+                 of.outputs, of.inputs, of.outputs, TL_BF16,        TL_BF16,   what,    of.gated != 0, threads};
+  };
+  Layer up = layer(first, x, between, activation), down = layer(second, between, y, TL_NO_ACTIVATION);
+  up.y_in_tiles = down.x_in_tiles =
+      second.format != TL_WEIGHT_INT8 && second.smooth == nullptr && second.inputs % Bf16::step == 0;
+  if (first.gated) up.y_stride /= 2;
+  if (int status = multiply(up, static_cast<int>(first.format))) return status;
+  return multiply(down, static_cast<int>(second.format));
 }
 
 }  // namespace TL_ISA

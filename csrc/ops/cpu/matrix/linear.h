@@ -10,6 +10,10 @@
 #include <cmath>
 #include <type_traits>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include "activation.h"
 #include "dtype.h"
 #include "inline.h"
@@ -35,6 +39,7 @@ struct Layer {
   int x_dtype, y_dtype, activation;
   bool gated;
   int threads;
+  bool x_in_tiles = false, y_in_tiles = false;  // left tiles of whole steps of bfloat16 instead of rows
 
   int64_t panels() const { return parts(outputs, PANEL); }
   int64_t row_tiles() const { return parts(rows, TILE_SIDE); }
@@ -83,6 +88,31 @@ static inline void split_row(const float *row, const Left &left, int64_t i) {
 }
 #endif
 
+// 64 numbers times `inverse` in int8; returns their sum.
+static inline int32_t quantise_step(int8_t *to, const float *from, float inverse) {
+#if defined(__AVX512F__)
+  __m512i sum = _mm512_setzero_si512();
+#pragma GCC unroll 4
+  for (int64_t j = 0; j < Int8::step; j += 16) {
+    const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(from + j), _mm512_set1_ps(inverse));
+    const __m512i values = _mm512_cvtps_epi32(_mm512_min_ps(scaled, _mm512_set1_ps(INT8_LARGEST)));
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(to + j), _mm512_cvtepi32_epi8(values));
+    sum = _mm512_add_epi32(sum, values);
+  }
+  return _mm512_reduce_add_epi32(sum);
+#else
+  int32_t sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < Int8::step; ++j) {
+    const float scaled = from[j] * inverse, bounded = scaled < INT8_LARGEST ? scaled : INT8_LARGEST;
+    const int32_t value = static_cast<int32_t>(tl_float_bits(bounded + ROUNDER) - tl_float_bits(ROUNDER));
+    to[j] = static_cast<int8_t>(value);
+    sum += value;
+  }
+  return sum;
+#endif
+}
+
 // As quantise_rows does it; a row that holds NaN or infinity has NaN for its scale.
 static inline void quantise_row(const float *row, const Left &left, int64_t i) {
   float largest = 0.0f, poison = 0.0f;
@@ -97,18 +127,10 @@ static inline void quantise_row(const float *row, const Left &left, int64_t i) {
   int32_t sum = 0;
   for (int64_t step = 0; step < left.steps; ++step) {
     auto *to = reinterpret_cast<int8_t *>(left.tile(i / TILE_SIDE, step) + i % TILE_SIDE * STEP_BYTES);
-    const float *from = row + step * Int8::step;
-    if (scale.inverse == 0.0f) {
+    if (scale.inverse == 0.0f)
       std::memset(to, 0, STEP_BYTES);
-      continue;
-    }
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < Int8::step; ++j) {
-      const float scaled = from[j] * scale.inverse, bounded = scaled < INT8_LARGEST ? scaled : INT8_LARGEST;
-      const int32_t value = static_cast<int32_t>(tl_float_bits(bounded + ROUNDER) - tl_float_bits(ROUNDER));
-      to[j] = static_cast<int8_t>(value);
-      sum += value;
-    }
+    else
+      sum += quantise_step(to, row + step * Int8::step, scale.inverse);
   }
   left.sums[i] = sum;
 }
@@ -160,10 +182,13 @@ struct Finish {
   const void *sums = nullptr;
   const float *bias = nullptr, *scale = nullptr, *row_scale = nullptr;
   void *y = nullptr;
-  int64_t y_stride = 0, count = 0, rows = 0, next = 0;
+  int64_t y_stride = 0, tile_jump = 0, count = 0, rows = 0, next = 0;
   bool gated = false;
 
   static constexpr int64_t ROWS_AT_ONCE = 4;
+
+  // Where row i goes; tiles of 16 rows are tile_jump apart from end to begin.
+  int64_t at(int64_t i) const { return i * y_stride + i / TILE_SIDE * tile_jump; }
 };
 typedef void (*FinishRows)(Finish &);  // the next ROWS_AT_ONCE rows, as many of them as there are
 
@@ -177,12 +202,18 @@ static inline Finish finish_block(const Layer &layer, const Left &left, const vo
   if (scales != Scales::None) block.scale = layer.scale + panel * PANEL;
   if (scales == Scales::OfRowsAndOutputs) block.row_scale = left.scale + first;
   block.y_stride = layer.y_stride;
-  block.y = static_cast<uint8_t *>(layer.y) + (first * layer.y_stride + panel * width) * number;
+  int64_t begin = first * layer.y_stride + panel * width;
+  if (layer.y_in_tiles) {
+    const int64_t steps = outputs / Bf16::step, column = panel * width;
+    block.y_stride = Bf16::step, block.tile_jump = (steps - 1) * TILE_SIDE * Bf16::step;
+    begin = (first * steps + column / Bf16::step * TILE_SIDE) * Bf16::step + column % Bf16::step;
+  }
+  block.y = static_cast<uint8_t *>(layer.y) + begin * number;
   block.count = std::min(width, outputs - panel * width);
   block.rows = block.count <= 0 ? 0 : std::min(STRIP, layer.rows - first);
   block.gated = layer.gated;
   for (int64_t i = 0; i < block.rows; ++i)
-    __builtin_prefetch(static_cast<uint8_t *>(block.y) + i * block.y_stride * number, 1, 3);
+    __builtin_prefetch(static_cast<uint8_t *>(block.y) + block.at(i) * number, 1, 3);
   return block;
 }
 
@@ -214,7 +245,7 @@ static void finish_rows(Finish &block) {
       read_sums<Kind>(row, block, block.next);
 #pragma omp simd
       for (int64_t j = 0; j < PANEL; ++j) row[j] = activate<Activation, Y>(row[j]);
-      Y *y = static_cast<Y *>(block.y) + block.next * block.y_stride;
+      Y *y = static_cast<Y *>(block.y) + block.at(block.next);
       if (block.count == PANEL)
         store_step(y, row);
       else
@@ -226,7 +257,7 @@ static void finish_rows(Finish &block) {
       read_sums<Kind>(row, block, block.next);
 #pragma omp simd
       for (int64_t j = 0; j < TILE_SIDE; ++j) row[j] = activate<Activation, Y>(row[j]) * row[TILE_SIDE + j];
-      Y *y = static_cast<Y *>(block.y) + block.next * block.y_stride;
+      Y *y = static_cast<Y *>(block.y) + block.at(block.next);
       for (int64_t j = 0; j < block.count; ++j) tl_store(&y[j], row[j]);
     }
 }
@@ -285,6 +316,10 @@ static int with_rows(const Layer &layer, Body body) {
   const int64_t step = Kind == Rows::Quantised ? Int8::step : Bf16::step, planes = Kind == Rows::Split ? 3 : 1;
   const int64_t steps = parts(layer.inputs, step), plane_bytes = layer.row_tiles() * steps * TILE_BYTES;
   const int64_t padded_rows = layer.row_tiles() * TILE_SIDE;
+  if (layer.x_in_tiles) {
+    auto *given = static_cast<uint8_t *>(const_cast<void *>(layer.x));
+    return body(Left{given, nullptr, nullptr, steps, plane_bytes});
+  }
   uint8_t *tiles = kept_scratch<0>(planes * plane_bytes + 8 * padded_rows);
   if (tiles == nullptr)
     return tl_fail(TL_OUT_OF_MEMORY, "linear: no memory for %lld rows of %lld numbers", (long long)layer.rows,

@@ -6,6 +6,7 @@
 
 #include "dtype.h"
 #include "isa.h"
+#include "linear_pair.h"
 #include "parallel.h"
 #include "scratch.h"
 #include "status.h"
@@ -63,12 +64,12 @@ class Chunk {
       widest = std::max({widest, all_.blocks[b].qkv.outputs, width_of(all_.blocks[b].up)});
     const int64_t row = round_up(all_.width * number_, 64), wide_row = round_up(widest * number_, 64);
     const int64_t heads_row = round_up(all_.heads * all_.head_dim * number_, 64);
-    uint8_t *memory = kept_scratch<4>(tokens_ * (4 * row + wide_row + heads_row) + 64);
+    uint8_t *memory = kept_scratch<4>(tokens_ * (4 * row + heads_row) + round_up(tokens_, 16) * wide_row + 64);
     if (memory == nullptr)
       return tl_fail(TL_OUT_OF_MEMORY, "no memory for the activations of %lld tokens", (long long)tokens_);
     const auto take = [&](int64_t bytes) { return (memory += bytes) - bytes; };
     change_ = take(tokens_ * row), middle_ = take(tokens_ * row), normed_ = take(tokens_ * row), own_ = take(tokens_ * row);
-    attended_ = take(tokens_ * heads_row), wide_ = take(tokens_ * wide_row);
+    attended_ = take(tokens_ * heads_row), wide_ = take(round_up(tokens_, 16) * wide_row);
     return all_.placement == TL_PRE_NORM ? pre_norm() : post_norm();
   }
 
@@ -150,6 +151,8 @@ class Chunk {
 
   // change = feed_forward(x)
   int feed_forward(const tl_block &block, const uint8_t *x) const {
+    if (all_.dtype == TL_BF16)
+      return linear_pair(block.up, block.down, x, wide_, change_, tokens_, all_.activation, threads_);
     if (int status = linear(block.up, x, wide_, all_.activation)) return status;
     return linear(block.down, wide_, change_, TL_NO_ACTIVATION);
   }
