@@ -67,6 +67,9 @@ PYBIND11_MODULE(_C, m) {
   define(m, "contrastive_sigmoid_backward_cpu", tl_contrastive_sigmoid_backward_cpu);
   define(m, "hetero_aggregate_cpu", tl_hetero_aggregate_cpu);
   define(m, "product_fp32_cpu", tl_product_fp32_cpu);
+  define(m, "sample_neighbours_cpu", tl_sample_neighbours_cpu);
+  define(m, "sample_take_cpu", tl_sample_take_cpu);
+  define(m, "transpose_rows_cpu", tl_transpose_rows_cpu);
 #ifdef TLFAST_WITH_CUDA
   define(m, "rung_forward_cuda", tl_rung_forward_cuda);
   define(m, "rung_backward_cuda", tl_rung_backward_cuda);

@@ -267,6 +267,37 @@ int tl_hetero_aggregate_cpu(const tl_gather *relations, const void *base, void *
 int tl_product_fp32_cpu(const float *x, const float *w, float *y, int64_t rows, int64_t inputs, int64_t outputs,
                         int64_t x_stride, int64_t w_stride, int64_t y_stride, int accumulate, int threads);
 
+// One relation to sample from: target v has the sources col[rowptr[v]] to col[rowptr[v + 1]]. source and target number the
+//   node types.
+typedef struct {
+  const int32_t *rowptr, *col;
+  int64_t source, target;
+} tl_sampled_relation;
+
+// sample_neighbours: from the seeds, hop by hop, edges into the nodes that were found last: of each node and relation r all
+//   where fan_outs[hop][r] < 0, else so many, with or without replacement (without: at most all). seeds: of each type
+//   num_seeds[type] different nodes, one type behind the other. counts: nodes (types, hops + 1) and then edges
+//   (relations, hops + 1) that were found within so many hops. The result is the same for any `threads`; it waits in
+//   `handle` until sample_take has it.
+int tl_sample_neighbours_cpu(const tl_sampled_relation *relations, const int64_t *seeds, const int64_t *num_seeds,
+                             const int64_t *fan_outs, int64_t *counts, void **handle, int64_t num_types,
+                             int64_t num_relations, int64_t hops, uint64_t seed, int replace, int threads);
+// Writes what was sampled, one type and one relation behind the other, and gives the handle back: nodes in the order in
+//   which they were found; of a relation rowptr over all nodes of targets[relation] and col, places among the nodes of its
+//   source, ascending in a row. nodes null: no nodes; rowptr null: no rows.
+int tl_sample_take_cpu(void *handle, const int64_t *targets, int64_t *nodes, int32_t *rowptr, int32_t *col);
+
+// Compressed rows and where their transpose goes, with 1 / edges of each row of both, 0 for rows without.
+typedef struct {
+  const int32_t *rowptr, *col;
+  int32_t *transposed_rowptr, *transposed_col;
+  float *inverse, *transposed_inverse;
+  int64_t rows, columns;
+} tl_rows;
+
+// transpose_rows: of each of the relations. Columns come out ascending in a row.
+int tl_transpose_rows_cpu(const tl_rows *relations, int64_t num_relations, int threads);
+
 #ifdef TLFAST_WITH_CUDA
 // As on the CPU. In the backward dbias and dalpha are accumulated into and must come zeroed.
 int tl_rung_forward_cuda(const void *p, const void *s, const float *bias, const float *alpha, void *z, int64_t rows,

@@ -3,5 +3,19 @@
 from .adjacency import Adjacency
 from .folder import load, read_folder, save
 from .hetero import EdgeType, HeteroGraph, as_graph, to_hetero_data
+from .loader import NeighbourLoader
+from .sampler import NeighbourSampler, Sample
 
-__all__ = ["Adjacency", "EdgeType", "HeteroGraph", "as_graph", "load", "read_folder", "save", "to_hetero_data"]
+__all__ = [
+    "Adjacency",
+    "EdgeType",
+    "HeteroGraph",
+    "NeighbourLoader",
+    "NeighbourSampler",
+    "Sample",
+    "as_graph",
+    "load",
+    "read_folder",
+    "save",
+    "to_hetero_data",
+]

@@ -74,17 +74,27 @@ class Adjacency:
             self._plans[node_types, edge_types] = LayerPlan(counts, relations)
         return self._plans[node_types, edge_types]
 
+    def plans(self, node_types: tuple[str, ...], edge_types: tuple[EdgeType, ...], layers: int) -> list[LayerPlan]:
+        """The `plan` of each of so many layers: the same for all."""
+        return [self.plan(node_types, edge_types)] * layers
+
     def count(self, node_type: str) -> int:
         """Nodes of a type."""
         if node_type not in self.num_nodes:
             raise InputError(f"node type {node_type!r}: the adjacency has none; {there_are(self.num_nodes)}")
         return self.num_nodes[node_type]
 
+    @staticmethod
+    def of_relations(relations: Mapping[EdgeType, Relation], num_nodes: Mapping[str, int]) -> Adjacency:
+        """From relations that are already compressed, which are shared."""
+        adjacency = Adjacency({}, num_nodes)
+        adjacency.relations = dict(relations)
+        return adjacency
+
     def to(self, device: torch.device | str) -> Adjacency:
         """The same on another device."""
-        moved = Adjacency({}, self.num_nodes)
-        moved.relations = {edge_type: relation.to(device) for edge_type, relation in self.relations.items()}
-        return moved
+        moved = {edge_type: relation.to(device) for edge_type, relation in self.relations.items()}
+        return Adjacency.of_relations(moved, self.num_nodes)
 
     def __repr__(self) -> str:
         rows = [f"  {edge_type}: {relation.num_edges} edges" for edge_type, relation in self.relations.items()]

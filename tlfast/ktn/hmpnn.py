@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..data.errors import InputError
-from ..graph import Adjacency, EdgeType, as_graph
+from ..graph import Adjacency, EdgeType, Sample, as_graph
 from ..graph.hetero import there_are
 from ..ops import hmpnn_layer
 
@@ -106,14 +106,14 @@ class HMPNN(nn.Module):
             for _ in range(num_layers)
         )
 
-    def forward(self, x: Mapping[str, torch.Tensor], adjacency: Adjacency) -> dict[str, torch.Tensor]:
-        """States of the last layer, {type: (nodes, hidden_dim)} in the model's dtype.
+    def forward(self, x: Mapping[str, torch.Tensor], adjacency: Adjacency | Sample) -> dict[str, torch.Tensor]:
+        """States of the last layer, {type: (nodes, hidden_dim)} in the model's dtype; of a `Sample` those of its seeds.
 
         x: features of every type. Raises InputError for a type that is missing, or features of another shape.
         """
         states = [self._adapt(x, t) for t in self.node_types]
-        plan = adjacency.plan(self.node_types, self.edge_types)
-        for layer in self.layers:
+        plans = adjacency.plans(self.node_types, self.edge_types, len(self.layers))
+        for layer, plan in zip(self.layers, plans, strict=True):
             assert isinstance(layer, HmpnnLayer)
             own, p, q = layer.fold()
             states = hmpnn_layer(states, own, p, q, plan)

@@ -26,6 +26,8 @@ from .quantise_rows import IMPLEMENTATIONS as _QUANTISE_ROWS
 from .quantise_rows import quantise_rows
 from .rung import IMPLEMENTATIONS as _RUNG
 from .rung import rung
+from .sample_neighbours import IMPLEMENTATIONS as _SAMPLE_NEIGHBOURS
+from .sample_neighbours import Sampled, sample_neighbours
 from .side_step import IMPLEMENTATIONS as _SIDE_STEP
 from .side_step import side_step
 
@@ -34,6 +36,7 @@ __all__ = [
     "LayerPlan",
     "Relation",
     "RelationGroup",
+    "Sampled",
     "add_norm",
     "attention",
     "contrastive_sigmoid",
@@ -50,6 +53,7 @@ __all__ = [
     "prenorm",
     "quantise_rows",
     "rung",
+    "sample_neighbours",
     "side_step",
 ]
 
@@ -68,6 +72,7 @@ _IMPLEMENTATIONS = {
     "contrastive_sigmoid": _CONTRASTIVE,
     "hetero_aggregate": _HETERO_AGGREGATE,
     "hmpnn_layer": _HMPNN_LAYER,
+    "sample_neighbours": _SAMPLE_NEIGHBOURS,
 }
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ... import _native
+
 # A task is about so many edges and rows: enough to hide the hand-out, little enough to balance the threads. A row with
 # more than HUB edges is a task for each of four slices of its columns, so that one hub does not keep one thread busy
 # while the others wait. csrc/ops/cpu/hetero_aggregate.cpp and its CUDA twin read both.
@@ -75,6 +77,15 @@ class Relation:
         by_target = Rows.compress(target, source, num_targets, num_sources)
         return Relation(by_target, Rows.compress(source, target, num_sources, num_targets))
 
+    @staticmethod
+    def from_rows(rows: Sequence[tuple[torch.Tensor, torch.Tensor, int]]) -> list[Relation]:
+        """From (rowptr, col, sources) of each relation, compressed rows over its targets as in `Rows`, on the CPU.
+
+        They are taken as they are, unchecked, and shared.
+        """
+        both = [_plain_both_ways(*one) for one in rows] if _native.why_not() else _native_both_ways(rows)
+        return [Relation(*one) for one in both]
+
     @property
     def num_edges(self) -> int:
         """Edges, duplicates counted."""
@@ -122,6 +133,8 @@ def make_tasks(degrees: Sequence[torch.Tensor]) -> torch.Tensor:
     rows = degree.numel()
     if rows == 0:
         return torch.empty(0, 3, dtype=torch.int32, device=degree.device)
+    if rows < TASK_WORK and int(degree.sum()) + rows < TASK_WORK:
+        return torch.tensor([[0, rows, -1]], dtype=torch.int32, device=degree.device)
     hub = degree > HUB
     chunk = torch.cumsum(degree + 1, 0) // TASK_WORK
     begins = torch.ones(rows, dtype=torch.bool, device=degree.device)
@@ -133,6 +146,36 @@ def make_tasks(degrees: Sequence[torch.Tensor]) -> torch.Tensor:
     piece = torch.arange(task.numel(), device=degree.device) - (torch.cumsum(pieces, 0) - pieces)[task]
     piece = torch.where(pieces[task] == 1, -1, piece)
     return torch.stack([first[task], end[task], piece], 1).to(torch.int32).contiguous()
+
+
+def _plain_both_ways(rowptr: torch.Tensor, col: torch.Tensor, columns: int) -> tuple[Rows, Rows]:
+    row = torch.repeat_interleave(torch.arange(rowptr.numel() - 1), rowptr.diff())
+    source, rows = col.to(torch.int64), rowptr.numel() - 1
+    return Rows.compress(row, source, rows, columns), Rows.compress(source, row, columns, rows)
+
+
+def _native_both_ways(rows: Sequence[tuple[torch.Tensor, torch.Tensor, int]]) -> list[tuple[Rows, Rows]]:
+    """Each relation's rows and their transpose, by counting; all results are parts of two tensors."""
+    sizes = [(rowptr.numel() - 1, col.numel(), columns) for rowptr, col, columns in rows]
+    whole = torch.empty(sum(edges + columns + 1 for _, edges, columns in sizes), dtype=torch.int32)
+    scales = torch.empty(sum(count + columns for count, _, columns in sizes), dtype=torch.float32)
+    structure = whole.split([size for _, edges, columns in sizes for size in (columns + 1, edges)])
+    inverse = scales.split([size for count, _, columns in sizes for size in (count, columns)])
+    parts = zip(rows, sizes, structure[::2], structure[1::2], inverse[::2], inverse[1::2], strict=True)
+    table, found = [], []
+    for (rowptr, col, columns), (count, _, _), starts, targets, scale, back in parts:
+        tensors = (rowptr, col, starts, targets, scale, back)
+        table.append([*(tensor.data_ptr() for tensor in tensors), count, columns])
+        found.append((rowptr, col, columns, scale, starts, targets, count, back))
+    lines = torch.tensor(table, dtype=torch.int64)
+    _native.library().transpose_rows_cpu(lines.data_ptr(), len(table), torch.get_num_threads())
+    return [
+        (
+            Rows(rowptr, col, columns, scale, make_tasks([rowptr.diff()])),
+            Rows(starts, targets, count, back, make_tasks([starts.diff()])),
+        )
+        for rowptr, col, columns, scale, starts, targets, count, back in found
+    ]
 
 
 def _check_edges(edge_index: torch.Tensor, num_sources: int, num_targets: int, name: str) -> None:

@@ -37,8 +37,8 @@ def hmpnn_layer(
         impl: "auto", "reference", "native" (C++, CPU) or "cuda". A named one runs or raises, it never falls back.
 
     Returns:
-        New states of each type, as h. Gradients reach h, own, p and q, once (no double backward, except with
-        impl="reference").
+        New states of each type, (plan.num_out, D), else as h. Gradients reach h, own, p and q, once (no double
+        backward, except with impl="reference").
 
     Cost, for N nodes and, summed over relations, E edges and n rows of the smaller side: 2 (N + n) D^2 flops of
     products and E D additions forward, twice that backward; no number of bytes but of h, h', a product (N + n) D and

@@ -27,7 +27,7 @@ def forward(
     products = [_multiply(t, h[t], _stacked(t, own, p, q, plan), plan) for t in types]
     pooled, out = [], []
     for t in types:
-        z = products[t][:, :width]
+        z = products[t][: plan.num_out[t], :width]
         pooled.append(_pool(h, t, plan, impl))
         if plan.pooled[t]:
             times_transposed(pooled[t], _side_by_side(t, p, plan).to(z.dtype), add_to=z)
@@ -35,7 +35,7 @@ def forward(
             term = times_transposed(h[t][correction.rows], q[correction.relation].to(z.dtype))
             z.index_add_(0, correction.rows, term, alpha=correction.sign)
     for t in types:
-        z, group = products[t][:, :width], plan.groups[t]
+        z, group = products[t][: plan.num_out[t], :width], plan.groups[t]
         if group is None:
             out.append(torch.relu(z).contiguous())
             continue
@@ -65,7 +65,7 @@ def backward(
     width, types = h[0].shape[1], range(len(h))
     used = [gradient is not None for gradient in dout]
     stacked = [_gradients(t, dout, out, width, plan) for t in types]
-    dz = [g[:, :width] for g in stacked]
+    dz = [g[:count, :width] for g, count in zip(stacked, plan.num_out, strict=True)]
     dp, dq = [torch.zeros_like(w) for w in p], [torch.zeros_like(w) for w in q]
     dpooled: list[torch.Tensor | None] = [None] * len(h)
     for t in types:
@@ -97,7 +97,14 @@ def _stacked(t: int, own: Tensors, p: Tensors, q: Tensors, plan: LayerPlan) -> t
 
 
 def _multiply(t: int, h: torch.Tensor, weight: torch.Tensor, plan: LayerPlan) -> torch.Tensor:
-    return times_transposed(h, weight.to(h.dtype), into=plan.room(t, h))
+    """All products of h_t side by side, (nodes, (1 + k) D); the own term of nodes without a new state is not filled."""
+    room, weight, width = plan.room(t, h), weight.to(h.dtype), h.shape[1]
+    if plan.num_out[t] == plan.num_nodes[t] or not plan.outgoing[t]:
+        times_transposed(h[: room.shape[0]], weight, into=room)
+    else:
+        times_transposed(h[: plan.num_out[t]], weight[:width], into=room[: plan.num_out[t], :width])
+        times_transposed(h, weight[width:], into=room[:, width:])
+    return room
 
 
 def _side_by_side(t: int, p: Tensors, plan: LayerPlan) -> torch.Tensor:
@@ -115,7 +122,7 @@ def _pool(h: Tensors, t: int, plan: LayerPlan, impl: str) -> torch.Tensor:
     relations, width = plan.pooled[t], h[t].shape[1]
     if not relations:
         return h[t].new_empty(0, 0)
-    pooled = h[t].new_empty(h[t].shape[0], width * len(relations))
+    pooled = h[t].new_empty(plan.num_out[t], width * len(relations))
     for k, i in enumerate(relations):
         rows, features = plan.relation(i).by_target, h[plan.relations[i][0]]
         place = pooled[:, width * k : width * (k + 1)]
@@ -126,11 +133,12 @@ def _pool(h: Tensors, t: int, plan: LayerPlan, impl: str) -> torch.Tensor:
 
 def _gradients(t: int, dout: Sequence[torch.Tensor | None], out: Tensors, width: int, plan: LayerPlan) -> torch.Tensor:
     """[dz_t | room for the gradient of each product that h_t went into], zero where nothing flows back."""
-    gradient, stacked = dout[t], plan.room(t, out[t])
+    gradient, stacked, count = dout[t], plan.room(t, out[t]), plan.num_out[t]
     if gradient is None:
         stacked[:, :width] = 0
     else:
-        torch.ops.aten.threshold_backward.grad_input(gradient, out[t], 0, grad_input=stacked[:, :width])
+        torch.ops.aten.threshold_backward.grad_input(gradient, out[t], 0, grad_input=stacked[:count, :width])
+        stacked[count:, :width] = 0
     for k, i in enumerate(plan.outgoing[t], 1):
         if dout[plan.relations[i][2]] is None:
             stacked[:, width * k : width * (k + 1)] = 0
@@ -181,8 +189,12 @@ def _of_source(
     weights = _stacked(s, own, p, q, plan)
     if not (used[s] or any(used[plan.relations[i][2]] for i in plan.outgoing[s])):
         return torch.zeros_like(h) if need_dh else h.new_empty(0), torch.zeros_like(weights)
-    gradient = times_transposed(stacked, weights.t().contiguous().to(h.dtype)) if need_dh else h.new_empty(0)
-    return gradient, transposed_times(stacked, h)
+    rows = stacked.shape[0]
+    gradient = torch.empty_like(h) if need_dh else h.new_empty(0)
+    if need_dh:
+        times_transposed(stacked, weights.t().contiguous().to(h.dtype), into=gradient[:rows])
+        gradient[rows:] = 0
+    return gradient, transposed_times(stacked, h[:rows])
 
 
 def _add_pooled(

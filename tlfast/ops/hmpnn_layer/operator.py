@@ -45,9 +45,9 @@ def _forward_fake(
     plan: int,
     impl: str,
 ) -> list[torch.Tensor]:
-    pooled = LayerPlan.of(plan).pooled
-    states = [x.new_empty(x.shape) for x in h]
-    sizes = [(x.shape[0] if into else 0, x.shape[1] * len(into)) for x, into in zip(h, pooled, strict=True)]
+    pooled, counts = LayerPlan.of(plan).pooled, LayerPlan.of(plan).num_out
+    states = [x.new_empty(count, x.shape[1]) for x, count in zip(h, counts, strict=True)]
+    sizes = [(n if into else 0, x.shape[1] * len(into)) for x, n, into in zip(h, counts, pooled, strict=True)]
     return [*states, *(h[0].new_empty(size) for size in sizes)]
 
 

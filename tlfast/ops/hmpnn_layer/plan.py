@@ -29,6 +29,8 @@ class LayerPlan:
     Args:
         num_nodes: of each node type.
         relations: (source type, relation, target type) of each, types as indices into num_nodes.
+        num_out: of each node type how many of its first nodes get new states, as sampled batches need them; None: all.
+            Relations lead from num_nodes into num_out.
 
     Attributes:
         outgoing[s]: relations from s that multiply the source's features first.
@@ -44,11 +46,17 @@ class LayerPlan:
     _known: ClassVar[weakref.WeakValueDictionary[int, LayerPlan]] = weakref.WeakValueDictionary()
     _keys = itertools.count()
 
-    def __init__(self, num_nodes: Sequence[int], relations: Sequence[tuple[int, Relation, int]]) -> None:
+    def __init__(
+        self,
+        num_nodes: Sequence[int],
+        relations: Sequence[tuple[int, Relation, int]],
+        num_out: Sequence[int] | None = None,
+    ) -> None:
         self.num_nodes, self.relations = tuple(num_nodes), tuple(relations)
+        self.num_out = self.num_nodes if num_out is None else tuple(num_out)
         types = range(len(self.num_nodes))
         used = [i for i, (_, relation, _) in enumerate(self.relations) if relation.num_edges]
-        first = {i for i in used if self.num_nodes[self.relations[i][2]] >= self.num_nodes[self.relations[i][0]]}
+        first = {i for i in used if self.num_out[self.relations[i][2]] >= self.num_nodes[self.relations[i][0]]}
         self.outgoing = [[i for i in used if i in first and self.relations[i][0] == t] for t in types]
         self.incoming = [[i for i in used if i in first and self.relations[i][2] == t] for t in types]
         self.pooled = [[i for i in used if i not in first and self.relations[i][2] == t] for t in types]
@@ -79,8 +87,12 @@ class LayerPlan:
         return self.outgoing[self.relations[i][0]].index(i)
 
     def room(self, t: int, like: torch.Tensor) -> torch.Tensor:
-        """Uninitialised (nodes of t, (1 + relations that multiply t first) D), which the next call finds again."""
-        shape = like.shape[0], like.shape[1] * (1 + len(self.outgoing[t]))
+        """Uninitialised (rows, (1 + relations that multiply t first) D), which the next call finds again.
+
+        A row for each node of t, or where no relation multiplies t first for each that gets a new state.
+        """
+        rows = self.num_nodes[t] if self.outgoing[t] else self.num_out[t]
+        shape = rows, like.shape[1] * (1 + len(self.outgoing[t]))
         if like.device.type != "cpu":  # PyTorch keeps memory of GPUs itself, in the order of their streams
             return like.new_empty(shape)
         rooms: dict[Any, torch.Tensor] = self._rooms.__dict__
@@ -90,7 +102,7 @@ class LayerPlan:
         return rooms[t]
 
     def _split_constant(self, i: int) -> None:
-        """h Q^T for every node and taken back where there is no edge, or only where there is one: whichever is less."""
+        """h Q^T for all targets and taken back where there is no edge, or only where there is one: whichever is less."""
         target = self.relations[i][2]
         empty = self.relation(i).by_target.degree == 0
         mostly = 2 * int(empty.sum()) <= empty.numel()

@@ -1,0 +1,3 @@
+from .api import IMPLEMENTATIONS, Sampled, sample_neighbours
+
+__all__ = ["IMPLEMENTATIONS", "Sampled", "sample_neighbours"]
