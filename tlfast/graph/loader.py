@@ -6,24 +6,42 @@ import queue
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from ..data.errors import InputError
-from .hetero import HeteroGraph
-from .sampler import NeighbourSampler, Sample
+from ..ops import LayerPlan
+from .hetero import EdgeType, HeteroGraph
+
+
+class Sampled(Protocol):
+    """What a loader's sampler gives: a `Sample`, or what has as much."""
+
+    @property
+    def nodes(self) -> Mapping[str, torch.Tensor]:
+        """{type: the graph's numbers of its nodes}."""
+
+    def plans(self, node_types: tuple[str, ...], edge_types: tuple[EdgeType, ...], layers: int) -> list[LayerPlan]:
+        """How each of so many layers runs."""
+
+
+class Sampler(Protocol):
+    """What draws a loader's batches: a `NeighbourSampler`, or what samples alike."""
+
+    def sample(self, seeds: Mapping[str, torch.Tensor], seed: int = 0) -> Sampled:
+        """What seeds draw; the same for the same seed."""
 
 
 @dataclass
 class Batch:
     """A `Sample` with the features of its nodes, as a model takes them: gnn(batch.x, batch.sample)."""
 
-    sample: Sample
+    sample: Any
     x: dict[str, torch.Tensor]
 
 
-def features_of(graph: HeteroGraph, sample: Sample) -> dict[str, torch.Tensor]:
+def features_of(graph: HeteroGraph, sample: Sampled) -> dict[str, torch.Tensor]:
     """{type: features of the sampled nodes, in their order}, for every type that has features."""
     return {t: x.index_select(0, sample.nodes[t]) for t, x in graph.x.items()}
 
@@ -50,7 +68,7 @@ class NeighbourLoader:
     def __init__(
         self,
         graph: HeteroGraph,
-        sampler: NeighbourSampler,
+        sampler: Sampler,
         seeds: Mapping[str, torch.Tensor],
         batch_size: int,
         shuffle: bool = True,

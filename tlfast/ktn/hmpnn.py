@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from ..data.errors import InputError
-from ..graph import Adjacency, EdgeType, Sample, as_graph
+from ..graph import Adjacency, EdgeType, as_graph
 from ..graph.hetero import there_are
+from ..graph.loader import Sampled
 from ..ops import hmpnn_layer
 
 
@@ -106,7 +107,7 @@ class HMPNN(nn.Module):
             for _ in range(num_layers)
         )
 
-    def forward(self, x: Mapping[str, torch.Tensor], adjacency: Adjacency | Sample) -> dict[str, torch.Tensor]:
+    def forward(self, x: Mapping[str, torch.Tensor], adjacency: Adjacency | Sampled) -> dict[str, torch.Tensor]:
         """States of the last layer, {type: (nodes, hidden_dim)} in the model's dtype; of a `Sample` those of its seeds.
 
         x: features of every type. Raises InputError for a type that is missing, or features of another shape.

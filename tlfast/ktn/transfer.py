@@ -50,18 +50,23 @@ class KnowledgeTransfer(nn.Module):
                 nn.init.xavier_uniform_(weight)
                 self.matrices[f"{i}:{parameter_name(edge_type)}"] = weight
 
-    def matching_loss(self, h: Mapping[str, torch.Tensor], adjacency: Adjacency) -> torch.Tensor:
+    def matching_loss(
+        self, h: Mapping[str, torch.Tensor], adjacency: Adjacency, nodes: int | None = None
+    ) -> torch.Tensor:
         """Sum over paths of the mean of (h_S - A_1 .. A_k h_T C)^2, A row-normalised and C the path's matrix, scalar.
 
-        h: states of the source and target type, (nodes, d). All source nodes count, also those no path leads to.
+        h: states of the source and target type, (nodes, d). All source nodes count, also those no path leads to, or
+        the first `nodes` of them, whose states are enough then.
         """
-        states, width = h[self.source], h[self.source].shape[1]
+        states, width = h[self.source][:nodes], h[self.source].shape[1]
         total = states.new_zeros((), dtype=self._dtype)
         for path, matrix in zip(self.paths, self._chains(), strict=True):
             reached = h[self.target]
             for edge_type in reversed(path):
                 reached = hetero_aggregate(reached, adjacency[edge_type])
-            total = total + SquaredDistance.apply(states, reached, matrix) / max(states.shape[0] * width, 1)
+            total = total + SquaredDistance.apply(states, reached[: states.shape[0]], matrix) / max(
+                states.shape[0] * width, 1
+            )
         return total
 
     def matrix(self) -> torch.Tensor:

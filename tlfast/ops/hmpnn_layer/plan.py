@@ -102,7 +102,7 @@ class LayerPlan:
         return rooms[t]
 
     def _split_constant(self, i: int) -> None:
-        """h Q^T for all targets and taken back where there is no edge, or only where there is one: whichever is less."""
+        """h Q^T for all targets and taken back where there is no edge, or only where there is one: what is less."""
         target = self.relations[i][2]
         empty = self.relation(i).by_target.degree == 0
         mostly = 2 * int(empty.sum()) <= empty.numel()
