@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from ..data.errors import InputError
 from ..graph import Adjacency, EdgeType, as_graph
 from ..graph.hetero import there_are
 from ..graph.loader import Sampled
-from ..ops import hmpnn_layer
+from ..ops import LayerPlan, hmpnn_layer
+from ..ops.hmpnn_layer import project
 
 
 def parameter_name(kind: str | EdgeType) -> str:
@@ -44,15 +45,23 @@ class HmpnnLayer(nn.Module):
         for weight in self.parameters():
             nn.init.xavier_uniform_(weight)
 
-    def fold(self) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-        """own of each type, P and Q of each relation, as `tlfast.ops.hmpnn_layer` takes them."""
+    def fold(
+        self, edge_types: Collection[EdgeType] | None = None
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+        """own of each type, P and Q of each relation, as `tlfast.ops.hmpnn_layer` takes them.
+
+        edge_types: the relations that have edges, of which alone P and Q are made, 0 for others; None: all.
+        """
         own, p, q = [], {}, {}
         for t in self.node_types:
             transform, relations = self.transform[parameter_name(t)], self.into[t]
             *parts, self_term = transform.split([self.relation_dim] * len(relations) + [transform.shape[0]], dim=1)
             own.append(self_term + torch.eye(transform.shape[0], dtype=transform.dtype, device=transform.device))
             for edge_type, part in zip(relations, parts, strict=True):
-                p[edge_type], q[edge_type] = (part @ self.message[parameter_name(edge_type)]).chunk(2, dim=1)
+                if edge_types is None or edge_type in edge_types:
+                    p[edge_type], q[edge_type] = (part @ self.message[parameter_name(edge_type)]).chunk(2, dim=1)
+                else:
+                    p[edge_type] = q[edge_type] = transform.new_zeros(()).expand(2 * [transform.shape[0]])
         return own, [p[edge_type] for edge_type in self.edge_types], [q[edge_type] for edge_type in self.edge_types]
 
 
@@ -116,9 +125,13 @@ class HMPNN(nn.Module):
         plans = adjacency.plans(self.node_types, self.edge_types, len(self.layers))
         for layer, plan in zip(self.layers, plans, strict=True):
             assert isinstance(layer, HmpnnLayer)
-            own, p, q = layer.fold()
+            own, p, q = layer.fold(self._linked(plan))
             states = hmpnn_layer(states, own, p, q, plan)
         return dict(zip(self.node_types, states, strict=True))
+
+    def _linked(self, plan: LayerPlan) -> set[EdgeType] | None:
+        """The relations that have edges in a sampled batch; None, all, on a whole graph: each weight has a gradient."""
+        return {self.edge_types[i] for i in plan.used} if plan.num_out != plan.num_nodes else None
 
     def _adapt(self, x: Mapping[str, torch.Tensor], node_type: str) -> torch.Tensor:
         weight = self.adapt[parameter_name(node_type)]
@@ -128,4 +141,4 @@ class HMPNN(nn.Module):
         if features.dim() != 2 or features.shape[1] != weight.shape[1]:
             wanted = f"(nodes, {weight.shape[1]})"
             raise InputError(f"x[{node_type!r}] must be {wanted} as in training, not {tuple(features.shape)}")
-        return nn.functional.linear(features.to(self.dtype), weight.to(self.dtype))
+        return project(features.to(self.dtype), weight.to(self.dtype))

@@ -122,9 +122,22 @@ class RelationGroup:
         if len(counts) != 1:
             raise ValueError(f"relations must be at least one, all into the same targets; these go into {counts}")
         self.num_targets = counts.pop()
-        first = self.relations[0].by_target
-        alone = len(self.relations) == 1
-        self.tasks = first.tasks if alone else make_tasks([r.by_target.degree for r in self.relations])
+        self.tasks = tasks_of([relation.by_target for relation in self.relations])
+
+
+def tasks_of(rows: Sequence[Rows]) -> torch.Tensor:
+    """`make_tasks` of relations that are aggregated in one pass."""
+    if len(rows) == 1:
+        return rows[0].tasks
+    count = rows[0].rowptr.numel() - 1
+    if sum(one.col.numel() for one in rows) + count < TASK_WORK:
+        return one_task(count, rows[0].col.device)
+    return make_tasks([one.degree for one in rows])
+
+
+def one_task(rows: int, device: torch.device) -> torch.Tensor:
+    """What `make_tasks` gives for rows of so little work, in all less than TASK_WORK."""
+    return torch.tensor([[0, rows, -1]] if rows else [], dtype=torch.int32, device=device).view(-1, 3)
 
 
 def make_tasks(degrees: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -133,8 +146,6 @@ def make_tasks(degrees: Sequence[torch.Tensor]) -> torch.Tensor:
     rows = degree.numel()
     if rows == 0:
         return torch.empty(0, 3, dtype=torch.int32, device=degree.device)
-    if rows < TASK_WORK and int(degree.sum()) + rows < TASK_WORK:
-        return torch.tensor([[0, rows, -1]], dtype=torch.int32, device=degree.device)
     hub = degree > HUB
     chunk = torch.cumsum(degree + 1, 0) // TASK_WORK
     begins = torch.ones(rows, dtype=torch.bool, device=degree.device)
@@ -146,6 +157,12 @@ def make_tasks(degrees: Sequence[torch.Tensor]) -> torch.Tensor:
     piece = torch.arange(task.numel(), device=degree.device) - (torch.cumsum(pieces, 0) - pieces)[task]
     piece = torch.where(pieces[task] == 1, -1, piece)
     return torch.stack([first[task], end[task], piece], 1).to(torch.int32).contiguous()
+
+
+def _tasks(rowptr: torch.Tensor, col: torch.Tensor) -> torch.Tensor:
+    rows = rowptr.numel() - 1
+    little = rows + col.numel() < TASK_WORK
+    return one_task(rows, col.device) if little else make_tasks([rowptr.diff()])
 
 
 def _plain_both_ways(rowptr: torch.Tensor, col: torch.Tensor, columns: int) -> tuple[Rows, Rows]:
@@ -171,8 +188,8 @@ def _native_both_ways(rows: Sequence[tuple[torch.Tensor, torch.Tensor, int]]) ->
     _native.library().transpose_rows_cpu(lines.data_ptr(), len(table), torch.get_num_threads())
     return [
         (
-            Rows(rowptr, col, columns, scale, make_tasks([rowptr.diff()])),
-            Rows(starts, targets, count, back, make_tasks([starts.diff()])),
+            Rows(rowptr, col, columns, scale, _tasks(rowptr, col)),
+            Rows(starts, targets, count, back, _tasks(starts, targets)),
         )
         for rowptr, col, columns, scale, starts, targets, count, back in found
     ]

@@ -24,7 +24,7 @@ def forward(
     """The new states, and of each type what was pooled before it was multiplied, side by side; (0, 0) for nothing."""
     aggregate = kernels(impl).hetero_aggregate
     width, types = h[0].shape[1], range(len(h))
-    products = [_multiply(t, h[t], _stacked(t, own, p, q, plan), plan) for t in types]
+    products = [_multiply(t, h[t], own, p, q, plan) for t in types]
     pooled, out = [], []
     for t in types:
         z = products[t][: plan.num_out[t], :width]
@@ -96,9 +96,12 @@ def _stacked(t: int, own: Tensors, p: Tensors, q: Tensors, plan: LayerPlan) -> t
     return torch.cat([constant, *(p[i] for i in plan.outgoing[t])])
 
 
-def _multiply(t: int, h: torch.Tensor, weight: torch.Tensor, plan: LayerPlan) -> torch.Tensor:
+def _multiply(t: int, h: torch.Tensor, own: Tensors, p: Tensors, q: Tensors, plan: LayerPlan) -> torch.Tensor:
     """All products of h_t side by side, (nodes, (1 + k) D); the own term of nodes without a new state is not filled."""
-    room, weight, width = plan.room(t, h), weight.to(h.dtype), h.shape[1]
+    room, width = plan.room(t, h), h.shape[1]
+    if not room.shape[0]:
+        return room
+    weight = _stacked(t, own, p, q, plan).to(h.dtype)
     if plan.num_out[t] == plan.num_nodes[t] or not plan.outgoing[t]:
         times_transposed(h[: room.shape[0]], weight, into=room)
     else:

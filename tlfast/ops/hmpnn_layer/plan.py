@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..hetero_aggregate.relation import Relation, RelationGroup, make_tasks
+from ..hetero_aggregate.relation import Relation, RelationGroup, tasks_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class LayerPlan:
             Relations lead from num_nodes into num_out.
 
     Attributes:
+        used: relations that have edges.
         outgoing[s]: relations from s that multiply the source's features first.
         incoming[t]: of those the ones into t; groups[t] aggregates them in one pass.
         pooled[t]: relations into t that aggregate first; pooled_from[s]: of those the ones from s.
@@ -55,7 +56,7 @@ class LayerPlan:
         self.num_nodes, self.relations = tuple(num_nodes), tuple(relations)
         self.num_out = self.num_nodes if num_out is None else tuple(num_out)
         types = range(len(self.num_nodes))
-        used = [i for i, (_, relation, _) in enumerate(self.relations) if relation.num_edges]
+        self.used = used = [i for i, (_, relation, _) in enumerate(self.relations) if relation.num_edges]
         first = {i for i in used if self.num_out[self.relations[i][2]] >= self.num_nodes[self.relations[i][0]]}
         self.outgoing = [[i for i in used if i in first and self.relations[i][0] == t] for t in types]
         self.incoming = [[i for i in used if i in first and self.relations[i][2] == t] for t in types]
@@ -63,7 +64,7 @@ class LayerPlan:
         self.pooled_from = [[i for i in used if i not in first and self.relations[i][0] == t] for t in types]
         self.groups = [RelationGroup([self.relation(i) for i in into]) if into else None for into in self.incoming]
         self.pooled_tasks = [
-            make_tasks([self.relation(i).by_source.degree for i in out]) if out else None for out in self.pooled_from
+            tasks_of([self.relation(i).by_source for i in out]) if out else None for out in self.pooled_from
         ]
         self.constant: list[list[int]] = [[] for _ in types]
         self.corrections: list[list[Correction]] = [[] for _ in types]
