@@ -85,18 +85,20 @@ def folded_in_pytorch(
     return h
 
 
-def pyg_step(graph: HeteroGraph) -> Callable[[], Any] | None:
+def pyg_step(graph: HeteroGraph, device: str = "cpu") -> Callable[[], Any] | None:
     """HeteroConv of mean SAGEConv, forward and backward, with edge_index; None without PyG."""
     try:
         from torch_geometric.nn import HeteroConv, SAGEConv
     except ImportError:
         return None
     adapt = torch.nn.ModuleDict({t: torch.nn.Linear(graph.x[t].shape[1], WIDTH, bias=False) for t in graph.node_types})
-    edges = {edge_type: pairs.long() for edge_type, pairs in graph.edges.items()}
-    layers = [HeteroConv({r: SAGEConv(WIDTH, WIDTH) for r in edges}, aggr="sum") for _ in range(LAYERS)]
+    adapt.to(device)
+    edges = {edge_type: pairs.to(device, torch.int64) for edge_type, pairs in graph.edges.items()}
+    features = {t: x.to(device) for t, x in graph.x.items()}
+    layers = [HeteroConv({r: SAGEConv(WIDTH, WIDTH) for r in edges}, aggr="sum").to(device) for _ in range(LAYERS)]
 
     def step() -> None:
-        h = {t: adapt[t](x) for t, x in graph.x.items()}
+        h = {t: adapt[t](x) for t, x in features.items()}
         for layer in layers:
             h = {t: torch.relu(states) for t, states in layer(h, edges).items()}
         total(h).backward()

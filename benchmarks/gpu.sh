@@ -49,9 +49,9 @@ within 150 "$python" -m pip install -q --no-build-isolation --no-deps -e . || fa
   || fail "the library was built without CUDA"
 
 echo "== tests"
-within 210 "$python" -m pytest -q -m gpu tests/ops || fail "a GPU test is red or too slow: nothing is reported"
+within 210 "$python" -m pytest -q -m gpu tests/ops tests/graph || fail "a GPU test is red or too slow: nothing is reported"
 
-for suite in frozen_kernels frozen_gpu rung; do
+for suite in frozen_kernels frozen_gpu rung hetero_gpu; do
   echo "== benchmark: $suite"
   status=0
   within 120 "$python" -m pytest -q -s -p no:cacheprovider --benchmark-json="$raw/$suite.json" \

@@ -210,6 +210,17 @@ def test_bad_loaders(changes, words):
         NeighbourLoader(graph, NeighbourSampler(Adjacency(graph), [1]), {"paper": torch.empty(0).long()}, 3)
 
 
+@pytest.mark.gpu
+def test_states_of_seeds_on_a_gpu():
+    graph = make_graph()
+    sample = NeighbourSampler(Adjacency(graph), [3, 3]).sample(SEEDS)
+    gnn, x = HMPNN(graph, 8, num_layers=2), features_of(graph, sample)
+    expected = gnn(x, sample)
+    found = gnn.cuda()({t: features.cuda() for t, features in x.items()}, sample.to("cuda"))
+    for t, states in expected.items():
+        torch.testing.assert_close(found[t].cpu(), states, rtol=1e-4, atol=1e-4)
+
+
 def test_moving_a_sample():
     sample = NeighbourSampler(Adjacency(make_graph()), [2]).sample(SEEDS).to("meta")
     assert sample.nodes["paper"].device.type == "meta"
