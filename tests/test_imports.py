@@ -41,7 +41,7 @@ print(tuple(z.shape), tlfast.ops.implementations("rung")["native"][:26])
 def test_the_top_level_offers_the_contract():
     for name in ("freeze", "FrozenBackbone", "LadderConfig", "LadderModel"):
         assert callable(getattr(tlfast, name)) and name in dir(tlfast)
-    for name in ("FrozenLinear", "Rung", "SideBlock", "UniCLLoss"):
+    for name in ("FrozenLinear", "HeteroConv", "Rung", "SideBlock", "UniCLLoss"):
         assert isinstance(getattr(tlfast.nn, name), type)
     assert tlfast.__version__
     with pytest.raises(AttributeError, match="no attribute 'wings'"):

@@ -2,6 +2,7 @@
 
 from .backbone.linear import FrozenLinear
 from .contrastive import UniCLLoss
+from .graph import HeteroConv
 from .ladder import Rung, SideBlock
 
-__all__ = ["FrozenLinear", "Rung", "SideBlock", "UniCLLoss"]
+__all__ = ["FrozenLinear", "HeteroConv", "Rung", "SideBlock", "UniCLLoss"]

@@ -3,12 +3,15 @@
 from .adjacency import Adjacency
 from .folder import load, read_folder, save
 from .hetero import EdgeType, HeteroGraph, as_graph, to_hetero_data
+from .hetero_conv import HeteroConv
 from .loader import NeighbourLoader
 from .sampler import NeighbourSampler, Sample
 
 __all__ = [
     "Adjacency",
     "EdgeType",
+    "HeteroConv",
+    "HeteroGraph",
     "HeteroGraph",
     "NeighbourLoader",
     "NeighbourSampler",
