@@ -1,6 +1,8 @@
 """tlfast ktn: fit and predict on a small graph, and what they refuse in one line."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -98,3 +100,61 @@ def test_refusals_of_predict(folder, tmp_path):
     save(other, tmp_path / "other")
     result = run("predict", "--model", path / "run", "--graph", tmp_path / "other", "--out", out)
     refused(result, "was trained on the types", "'item': 6", "'item': 5")
+
+
+INTERRUPTED = """
+import signal, sys
+import torch
+from tlfast.cli import app
+from tlfast.ktn.hmpnn import HMPNN
+torch.set_num_threads(1)
+calls, forward = [], HMPNN.forward
+def counted(self, *arguments):
+    calls.append(1)
+    if len(calls) == int(sys.argv[1]): signal.raise_signal(signal.SIGINT)
+    return forward(self, *arguments)
+HMPNN.forward = counted
+app(sys.argv[2:])
+"""
+
+
+def interrupted(at, *arguments):
+    """The command, which sends itself Ctrl-C in its `at`-th forward."""
+    command = [sys.executable, "-c", INTERRUPTED, str(at), "ktn", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_an_interrupted_fit_goes_on(folder, tmp_path):
+    path, whole = folder
+    out = tmp_path / "run"
+    more = ("--hidden", 16, "--lr", 1e-2, "--json", "--more-labels", path / "more.npy")
+    arguments = ("fit", "--graph", path / "graph", "--source", "item", "--target", "user", "--out", out, *more)
+    cut = interrupted(1, *arguments)
+    assert (cut.returncode, cut.stdout) == (130, "")
+    assert "interrupted; there is nothing to resume" in cut.stderr and not out.exists()
+    cut = interrupted(20, *arguments)
+    assert (cut.returncode, cut.stdout) == (130, "")
+    assert cut.stderr.splitlines()[-1] == "interrupted; run the same command with --resume to go on"
+    assert [entry.name for entry in (out / "checkpoints").iterdir()] == ["checkpoint-18"]
+    refused(run(*arguments, "--resume", "--seed", 3), "started with seed=0, not 3")
+    other = two_worlds(seed=5)
+    save(other, tmp_path / "other")
+    refused(run(*arguments, "--resume", "--graph", tmp_path / "other"), "started with graph_sha256=")
+    result = run(*arguments, "--resume")
+    assert result.exit_code == 0, result.stderr
+    resumed = json.loads(result.stdout)
+    for name in ("source", "target", "more_labels", "best_epoch", "epochs", "metapaths", "settings"):
+        assert resumed[name] == whole[name]
+    assert (out / "model.safetensors").read_bytes() == (path / "run" / "model.safetensors").read_bytes()
+    assert not (out / "checkpoints").exists()
+    assert json.loads(run(*arguments, "--resume").stdout) == resumed
+
+
+def test_a_damaged_state_is_refused(folder, tmp_path):
+    path, _ = folder
+    arguments = ("fit", "--graph", path / "graph", "--source", "item", "--target", "user", "--out", tmp_path / "run")
+    assert interrupted(9, *arguments).returncode == 130
+    (state,) = (tmp_path / "run" / "checkpoints").glob("*/state.pt")
+    state.write_bytes(state.read_bytes()[:100])
+    refused(run(*arguments, "--resume"), "is damaged", "start again")
+    assert state.exists()

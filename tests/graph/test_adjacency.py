@@ -124,3 +124,30 @@ def test_attributes_of_nodes_are_not_those_of_the_graph():
     before = list(data.node_types)
     assert as_graph(data).name == HeteroGraph({"a": 3}, {}, {}, {}).name
     assert data.node_types == before
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"num_classes": 0}, ["num_classes", "at least 1", "0"]),
+        ({"num_classes": 4.0}, ["num_classes", "whole number", "4.0"]),
+        ({"num_classes": True}, ["num_classes", "True"]),
+        ({"class_names": "abcd"}, ["class_names", "list", "'abcd'"]),
+        ({"class_names": ["a", "b", 3, "d"]}, ["class_names", "list of texts"]),
+        ({"class_names": ["a", "b", "a", "d"]}, ["class_names must differ", "'a'"]),
+        ({"class_names": ["a", "b"]}, ["2 names", "num_classes is 4"]),
+        ({"class_names": ["a", "b"], "num_classes": None}, ["labels of 'author'", "below 2", "3"]),
+        ({"class_names": list("abcde"), "num_classes": None}, ["labels of 'venue'", "4 classes", "5"]),
+        ({"num_classes": 5}, ["labels of 'venue'", "4 classes", "5"]),
+        ({"num_classes": None, "y": {"author": torch.full((30,), -2)}}, ["-1 or a class, not -2"]),
+    ],
+)
+def test_classes_that_do_not_fit_each_other(changes, words):
+    with pytest.raises(InputError) as error:
+        make_graph(**changes)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_names_alone_say_how_many_classes_there_are():
+    assert make_graph(class_names=list("abcd"), num_classes=None).num_classes == 4

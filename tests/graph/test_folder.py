@@ -9,6 +9,7 @@ import torch
 from tests.graph.test_adjacency import make_graph
 from tlfast.data.errors import InputError
 from tlfast.graph import Adjacency, as_graph, load, read_folder, save
+from tlfast.graph.folder import digest
 
 
 def test_what_is_written_is_read_again(tmp_path):
@@ -118,3 +119,22 @@ def test_damaged_listings(tmp_path):
     rewrite(tmp_path, lambda listing: listing["edge_types"].append(listing["edge_types"][0]))
     with pytest.raises(InputError, match=r"names the relation \('author', 'writes', 'paper'\) twice"):
         read_folder(tmp_path)
+
+
+def test_class_names_that_do_not_fit_are_refused_with_the_folder(tmp_path):
+    save(make_graph(), tmp_path)
+    listing = json.loads((tmp_path / "graph.json").read_text())
+    (tmp_path / "graph.json").write_text(json.dumps(listing | {"class_names": ["one"]}))
+    with pytest.raises(InputError, match=r"graph\.json: class_names has 1 names and num_classes is 4"):
+        read_folder(tmp_path)
+
+
+def test_the_digest_tells_graphs_apart():
+    graphs = [make_graph(), make_graph(name="another"), make_graph(class_names=list("abcd")), make_graph()]
+    graphs[0].x = graphs[1].x = graphs[2].x = {t: x.clone() for t, x in graphs[3].x.items()}
+    assert digest(graphs[0]) == digest(graphs[1]) != digest(graphs[2])
+    for part, name in (("x", "paper"), ("y", "author"), ("edges", ("author", "writes", "paper"))):
+        changed = make_graph()
+        changed.x = {t: x.clone() for t, x in graphs[0].x.items()}
+        getattr(changed, part)[name][..., 0] += 1
+        assert digest(changed) != digest(graphs[0]), part

@@ -1,5 +1,8 @@
 """Fitting: it learns what only transfer can know, restores the best epoch, repeats itself; baselines; bad input."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,7 +12,7 @@ from tlfast.graph import Adjacency, HeteroGraph
 from tlfast.ktn import HMPNN, scores
 from tlfast.ktn.baselines import propagate, vote
 from tlfast.ktn.classifier import label_distribution
-from tlfast.ktn.training import KtnSettings, evaluate, fit, source_labels, split
+from tlfast.ktn.training import KtnSettings, KtnTraining, evaluate, fit, source_labels, split
 
 
 def two_worlds(nodes=60, classes=3, seed=0):
@@ -50,6 +53,37 @@ def test_the_best_epoch_is_restored(fitted):
     least = min(entry["dev_loss"] for entry in result.history)
     assert loss == pytest.approx(least, rel=1e-5)
     assert result.history[result.best_epoch - 1]["dev_loss"] == least
+
+
+def test_the_last_steps_weights_are_scored_and_the_first_ones_are_not_kept():
+    graph = two_worlds()
+    adjacency = Adjacency(graph)
+    settings = KtnSettings("item", "user", epochs=1, hidden=8, lr=1e-2)
+    initial = KtnTraining(graph, adjacency, settings).result().model.state_dict()
+    once, twice = fit(graph, adjacency, settings), fit(graph, adjacency, replace(settings, epochs=2))
+    assert (once.best_epoch, len(once.history)) == (1, 1)
+    assert all(not torch.equal(tensor, initial[name]) for name, tensor in once.model.state_dict().items())
+    assert once.history[0]["dev_loss"] == twice.history[0]["dev_loss"] > twice.history[1]["dev_loss"]
+    assert twice.best_epoch == 2
+
+
+def test_a_fit_that_goes_on_equals_an_unbroken_one(fitted):
+    graph, adjacency, settings, whole = fitted
+    states = []
+
+    def keep(training):
+        states.append(copy.deepcopy(training.state_dict()))
+        if len(states) == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(graph, adjacency, settings, keep=keep)
+    again = fit(graph, adjacency, settings, resumed=states[-1])
+    assert again.best_epoch == whole.best_epoch
+    for entry, expected in zip(again.history, whole.history, strict=True):
+        assert entry | {"seconds": 0} == expected | {"seconds": 0}
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name])
 
 
 def test_training_stops_early_and_repeats_itself(fitted):

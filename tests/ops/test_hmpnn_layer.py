@@ -64,6 +64,27 @@ def test_accuracy(impl, dtype, used):
             assert_within_budget(f"{part}.{i}", a.detach(), b.detach().to(a.dtype), c.detach(), scale * largest)
 
 
+@needs_native
+@pytest.mark.parametrize("isa", ["v4", "amx"])
+def test_autocast_changes_nothing(isa, fresh_process):
+    """Also without AMX, where the products are PyTorch's, and with corrections for nodes that have no edge."""
+    code = """
+import torch
+from tests.ops.test_hmpnn_layer import NODES, make, make_plan, run
+from tlfast.ops import hmpnn_layer
+plan = make_plan()
+inputs, dh = make(plan), [torch.ones(n, 24) for n in NODES]
+out, gradients = run(hmpnn_layer, inputs, plan, dh)
+with torch.autocast("cpu", torch.bfloat16):
+    cast, cast_gradients = run(hmpnn_layer, inputs, plan, dh)
+    with torch.no_grad():
+        eager = hmpnn_layer(*inputs, plan)
+pairs = (out, cast), (gradients, cast_gradients), (out, eager)
+print([all(map(torch.equal, *pair)) for pair in pairs])
+"""
+    assert fresh_process(code, TLFAST_CPU_ISA=isa) == "[True, True, True]"
+
+
 def test_what_aggregates_first():
     plan = make_plan()
     for i, (source, relation, target) in enumerate(plan.relations):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from ..graph import Adjacency, HeteroGraph
     from ..ktn.training import KtnFit, KtnSettings
+    from ..training import RunFolder
 
 app = typer.Typer(help="Zero-shot transfer between node types of a heterogeneous graph (KTN).", no_args_is_help=True)
 
@@ -38,26 +40,34 @@ def fit(
         Path | None, typer.Option(help="More labels of the target, (nodes,) in an .npy file, to score on as well.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in --out.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train on the source's labels; labels of the target, where it has some, are read for scores alone."""
     from ..graph import Adjacency, read_folder
+    from ..graph.folder import digest
     from ..ktn.training import KtnSettings
-    from ..training import RunFolder
+    from ..training import RunFolder, file_digest
 
     settings = KtnSettings(source, target, hops, epochs, hidden, layers, lr, seed=seed)
     graph = read_folder(graph_folder)
     adjacency = Adjacency(graph)
     extra = None if more_labels is None else _read_labels(more_labels, graph, source, target)
     run = RunFolder(out)
+    identity = {"command": "ktn fit", "graph_sha256": digest(graph), **asdict(settings)}
+    identity["more_labels_sha256"] = None if more_labels is None else file_digest(more_labels)
     try:
-        with run.session({"command": "ktn fit", "graph": str(graph_folder.resolve()), **asdict(settings)}, False):
-            fitted = _fit(graph, adjacency, settings, show=on_terminal() and not as_json)
-            metrics = _metrics(fitted, graph, adjacency, settings, extra)
-            _write(run, fitted, graph, settings, metrics)
+        with run.session(identity, resume):
+            if not run.finished:
+                fitted = _fit(graph, adjacency, settings, run, show=on_terminal() and not as_json)
+                metrics = _metrics(fitted, graph, adjacency, settings, extra)
+                _write(run, fitted, graph, settings, metrics)
     except KeyboardInterrupt:
-        note("interrupted; nothing was kept")
+        kept = "run the same command with --resume to go on" if run.has_checkpoint() else "there is nothing to resume"
+        note(f"interrupted; {kept}")
         raise typer.Exit(130) from None
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    metrics = run.read_metrics()
     emit(metrics, _report(metrics, out), as_json)
 
 
@@ -106,18 +116,26 @@ def _read_labels(path: Path, graph: HeteroGraph, source: str, target: str) -> to
     return rows
 
 
-def _fit(graph: HeteroGraph, adjacency: Adjacency, settings: KtnSettings, show: bool) -> KtnFit:
+def _fit(graph: HeteroGraph, adjacency: Adjacency, settings: KtnSettings, run: RunFolder, show: bool) -> KtnFit:
     from tqdm import tqdm
 
     from ..ktn import training
+    from ..training.epochs import keep_state, last_state
 
-    with tqdm(total=settings.epochs, desc="epoch", disable=not show) as bar:
+    def keep(under_way: training.KtnTraining) -> None:
+        state = under_way.state_dict()
+        keep_state(run.checkpoints, len(state["history"]), state)
+
+    resumed = last_state(run.checkpoints)
+    with tqdm(
+        initial=len(resumed["history"]) if resumed else 0, total=settings.epochs, desc="epoch", disable=not show
+    ) as bar:
 
         def progress(entry: dict[str, float]) -> None:
             bar.set_postfix_str(f"loss {entry['loss']:.4f}, dev {entry['dev_accuracy']:.4f}")
             bar.update()
 
-        return training.fit(graph, adjacency, settings, progress)
+        return training.fit(graph, adjacency, settings, progress, keep, resumed)
 
 
 def _metrics(
@@ -158,7 +176,7 @@ def _metrics(
     }
 
 
-def _write(run: Any, fitted: KtnFit, graph: HeteroGraph, settings: KtnSettings, metrics: dict[str, Any]) -> None:
+def _write(run: RunFolder, fitted: KtnFit, graph: HeteroGraph, settings: KtnSettings, metrics: dict[str, Any]) -> None:
     from ..ktn.saved import save_model
     from ..training.curve import draw_curve
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,17 @@ def save(data: Any, folder: str | Path) -> None:
         names = dict(zip(("source", "relation", "target"), edge_type, strict=True))
         listing["edge_types"].append(names | {"edge_index": named})
     (folder / GRAPH).write_text(json.dumps(listing, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def digest(graph: HeteroGraph) -> str:
+    """SHA-256 of all that a folder holds of the graph: two graphs with the same one give the same results."""
+    named = [graph.num_nodes, [list(edge_type) for edge_type in graph.edges], graph.num_classes, graph.class_names]
+    found = hashlib.sha256(json.dumps(named).encode())
+    for kind, tensors in (("x", graph.x), ("y", graph.y), ("edges", graph.edges)):
+        for name, tensor in tensors.items():
+            found.update(f"{kind} {name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def _read_listing(folder: Path) -> dict[str, Any]:

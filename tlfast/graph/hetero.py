@@ -24,11 +24,12 @@ class HeteroGraph:
         x: (nodes, features) of each type that has features, floating point.
         y: labels of each type that has some: (nodes,) integers with -1 for none, or (nodes, classes) weights whose rows
             are 0 where there is none.
-        num_classes, class_names, name: what the labels are, and the graph.
+        num_classes, class_names, name: what the labels are, and the graph; names alone say how many there are.
 
     Raises:
         InputError: a relation names a type that is not there; features or labels that do not fit the nodes, are not
-            finite, or are out of range. Edges are checked where they are used, by `Adjacency`.
+            finite, or are out of range; num_classes, class_names and labels that do not fit each other. Edges are
+            checked where they are used, by `Adjacency`.
     """
 
     num_nodes: dict[str, int]
@@ -43,6 +44,7 @@ class HeteroGraph:
         for node_type, count in self.num_nodes.items():
             if count < 0:
                 raise InputError(f"node type {node_type!r}: must have 0 nodes or more, not {count}")
+        self._check_classes()
         for relation in self.edges:
             for end in (relation[0], relation[2]):
                 if end not in self.num_nodes:
@@ -78,15 +80,35 @@ class HeteroGraph:
                 f"{what} of {node_type!r}: {self.num_nodes[node_type]} nodes need as many rows, not {given}"
             )
 
+    def _check_classes(self) -> None:
+        count, names = self.num_classes, self.class_names
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+            raise InputError(f"num_classes must be a whole number of at least 1, or left out, not {count!r}")
+        if names is None:
+            return
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"class_names must be a list of texts, one for each class, not {str(names)[:80]!r}")
+        if len(set(names)) != len(names):
+            raise InputError(f"class_names must differ, but {max(names, key=list(names).count)!r} stands there twice")
+        if count is not None and len(names) != count:
+            raise InputError(f"class_names has {len(names)} names and num_classes is {count}; make them agree")
+        self.num_classes = len(names)
+
     def _check_labels(self, node_type: str, y: torch.Tensor) -> None:
         if y.dim() == 1 and not y.is_floating_point():
             limit = self.num_classes
             if y.numel() and (int(y.min()) < -1 or (limit is not None and int(y.max()) >= limit)):
-                raise InputError(f"labels of {node_type!r}: must be -1 or a class below {limit}, not {_extreme(y)}")
+                classes = "a class" if limit is None else f"a class below {limit}"
+                raise InputError(f"labels of {node_type!r}: must be -1 or {classes}, not {_extreme(y)}")
         elif y.dim() != 2 or not y.is_floating_point() or not bool((y >= 0).all()):
             raise InputError(
                 f"labels of {node_type!r}: must be (nodes,) integers or (nodes, classes) weights of at least 0, not"
                 f" {tuple(y.shape)} {y.dtype}"
+            )
+        elif self.num_classes is not None and y.shape[1] != self.num_classes:
+            raise InputError(
+                f"labels of {node_type!r}: have {y.shape[1]} classes, and num_classes or class_names say"
+                f" {self.num_classes}"
             )
 
 

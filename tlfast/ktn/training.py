@@ -132,65 +132,126 @@ def split(labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return labelled.nonzero().flatten(), chosen
 
 
+class KtnTraining:
+    """A fit under way. Each epoch is a step on the whole graph and a forward that scores the weights it led to.
+
+    Raises InputError for a graph that has no labels on the source or no metapath, or whose target has other classes.
+    """
+
+    def __init__(self, graph: HeteroGraph, adjacency: Adjacency, settings: KtnSettings) -> None:
+        self._graph, self._adjacency, self._settings = graph, adjacency, settings
+        self._labels = source_labels(graph, settings.source)
+        target_labels(graph, settings.target, self._labels.shape[1])  # what cannot be scored is said before, not after
+        self._train, self._dev = split(self._labels, settings.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self._model = KtnModel(graph, settings, self._labels.shape[1])
+        self._optimizer = torch.optim.Adam(self._model.parameters(), lr=settings.lr)
+        self._history: list[dict[str, float]] = []
+        self._best_epoch, self._best_state = 0, self._weights()
+        self._ahead: _Losses | None = None  # of the weights as they are, for the next step
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs have run, or `patience` of them without a better one."""
+        epochs = len(self._history)
+        return epochs >= self._settings.epochs or epochs - self._best_epoch >= self._settings.patience
+
+    def run_epoch(self) -> dict[str, float]:
+        """One step; returns its entry of the history, whose figures are those of the weights after it.
+
+        Raises InputError where the loss is not finite.
+        """
+        start = time.perf_counter()
+        before = self._forward() if self._ahead is None else self._ahead
+        self._ahead = None
+        self._optimizer.zero_grad()
+        before.total.backward()
+        self._optimizer.step()
+        after = self._ahead = self._forward()
+        epoch = len(self._history) + 1
+        entry = {"epoch": epoch, **after.figures, "seconds": time.perf_counter() - start}
+        if epoch == 1 or entry["dev_loss"] < self._history[self._best_epoch - 1]["dev_loss"]:
+            self._best_epoch, self._best_state = epoch, self._weights()
+        self._history.append(entry)
+        return entry
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a later process needs to go on after the last epoch: tensors, numbers and their containers."""
+        return {
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "history": self._history,
+            "best_epoch": self._best_epoch,
+            "best": self._best_state,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the state of a training with the same graph and settings."""
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._history, self._best_epoch, self._best_state = state["history"], state["best_epoch"], state["best"]
+        self._ahead = None
+
+    def result(self) -> KtnFit:
+        """The model with the weights of the best epoch."""
+        self._model.load_state_dict(self._best_state)
+        return KtnFit(self._model, self._train, self._dev, self._history, self._best_epoch)
+
+    def _weights(self) -> dict[str, Any]:
+        return copy.deepcopy(self._model.state_dict())
+
+    def _forward(self) -> _Losses:
+        model, labels, weight = self._model, self._labels, self._settings.matching
+        h = model.gnn(self._graph.x, self._adjacency)
+        predicted = model.classifier(h[model.transfer.source])
+        classification = model.classifier.loss(predicted[self._train], labels[self._train])
+        matching = model.transfer.matching_loss(h, self._adjacency)
+        total = classification + weight * matching
+        if not bool(torch.isfinite(total)):
+            raise InputError(f"the loss is {float(total)}; lower the learning rate, or scale the features down")
+        with torch.no_grad():
+            of_dev = float(model.classifier.loss(predicted[self._dev], labels[self._dev]))
+            accuracy = scores(predicted[self._dev], labels[self._dev])["accuracy"]
+        figures = {
+            "loss": total.item(),
+            "matching": matching.item(),
+            "dev_loss": of_dev + weight * matching.item(),
+            "dev_accuracy": accuracy,
+        }
+        return _Losses(total, figures)
+
+
+@dataclass
+class _Losses:
+    """Of one forward: what is to be minimised, with its graph, and figures for the history."""
+
+    total: torch.Tensor
+    figures: dict[str, float]
+
+
 def fit(
     graph: HeteroGraph,
     adjacency: Adjacency,
     settings: KtnSettings,
     progress: Callable[[dict[str, float]], None] = lambda entry: None,
+    keep: Callable[[KtnTraining], None] = lambda training: None,
+    resumed: dict[str, Any] | None = None,
 ) -> KtnFit:
     """Train on the whole graph; the epoch with the least dev loss (classification and matching) is restored.
 
-    progress: called after each epoch with its entry of the history. Stops after `patience` epochs without a better one.
-    Raises InputError for a graph that has no labels on the source or no metapath, and where the loss is not finite.
+    progress: called after each epoch with its entry of the history. keep: called before that, to keep the state_dict.
+    resumed: such a state; what follows it is what an unbroken run does. Stops after `patience` epochs without a better
+    one. Raises what `KtnTraining` raises.
     """
-    labels = source_labels(graph, settings.source)
-    target_labels(graph, settings.target, labels.shape[1])  # what cannot be scored is said before, not after
-    train, dev = split(labels, settings.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model = KtnModel(graph, settings, labels.shape[1])
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
-    history: list[dict[str, float]] = []
-    best, best_epoch, best_state = float("inf"), 0, copy.deepcopy(model.state_dict())
-    for epoch in range(1, settings.epochs + 1):
-        start = time.perf_counter()
-        before = copy.deepcopy(model.state_dict())  # dev is scored on the same forward as the step starts from
-        entry = _step(model, optimizer, graph, adjacency, labels, train, dev, settings.matching)
-        history.append({"epoch": epoch, **entry, "seconds": time.perf_counter() - start})
-        if entry["dev_loss"] < best:
-            best, best_epoch, best_state = entry["dev_loss"], epoch, before
-        progress(history[-1])
-        if epoch - best_epoch >= settings.patience:
-            break
-    model.load_state_dict(best_state)
-    return KtnFit(model, train, dev, history, best_epoch)
-
-
-def _step(
-    model: KtnModel,
-    optimizer: torch.optim.Optimizer,
-    graph: HeteroGraph,
-    adjacency: Adjacency,
-    labels: torch.Tensor,
-    train: torch.Tensor,
-    dev: torch.Tensor,
-    weight: float,
-) -> dict[str, float]:
-    """One step on all training nodes; the figures are those of the weights before it."""
-    optimizer.zero_grad()
-    h = model.gnn(graph.x, adjacency)
-    predicted = model.classifier(h[model.transfer.source])
-    classification = model.classifier.loss(predicted[train], labels[train])
-    matching = model.transfer.matching_loss(h, adjacency)
-    loss = classification + weight * matching
-    if not bool(torch.isfinite(loss)):
-        raise InputError(f"the loss is {float(loss)}; lower the learning rate, or scale the features down")
-    loss.backward()
-    optimizer.step()
-    with torch.no_grad():
-        of_dev = float(model.classifier.loss(predicted[dev], labels[dev])) + weight * float(matching)
-        found = scores(predicted[dev], labels[dev])
-    return {"loss": loss.item(), "matching": matching.item(), "dev_loss": of_dev, "dev_accuracy": found["accuracy"]}
+    training = KtnTraining(graph, adjacency, settings)
+    if resumed is not None:
+        training.load_state_dict(resumed)
+    while not training.done:
+        entry = training.run_epoch()
+        keep(training)
+        progress(entry)
+    return training.result()
 
 
 def evaluate(fitted: KtnFit, graph: HeteroGraph, adjacency: Adjacency) -> dict[str, Any]:

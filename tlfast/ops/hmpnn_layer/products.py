@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from ... import _native
 
 
+def _as_given(product: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Autocast does not reach a product: it would give another dtype than what the product is written or added to."""
+
+    @functools.wraps(product)
+    def inner(x: torch.Tensor, *others: Any, **more: Any) -> torch.Tensor:
+        if not torch.is_autocast_enabled(x.device.type):
+            return product(x, *others, **more)
+        with torch.autocast(x.device.type, enabled=False):
+            return product(x, *others, **more)
+
+    return inner
+
+
+@_as_given
 def times_transposed(
     x: torch.Tensor, w: torch.Tensor, into: torch.Tensor | None = None, add_to: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -32,6 +50,7 @@ def times_transposed(
     return y
 
 
+@_as_given
 def transposed_times(g: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """g.T @ x; g (N, M) and x (N, K). PyTorch's: split operands gain nothing where both have to be transposed."""
     return torch.mm(g.t(), x)
