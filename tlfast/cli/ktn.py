@@ -36,6 +36,7 @@ def fit(
     hidden: Annotated[int, typer.Option(help="Width of all states.")] = 64,
     layers: Annotated[int, typer.Option(help="Layers of message passing.")] = 2,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3,
+    fan_out: Annotated[int, typer.Option(help="The most neighbours a relation that a step matches to.")] = 3,
     more_labels: Annotated[
         Path | None, typer.Option(help="More labels of the target, (nodes,) in an .npy file, to score on as well.")
     ] = None,
@@ -49,7 +50,7 @@ def fit(
     from ..ktn.training import KtnSettings
     from ..training import RunFolder, file_digest
 
-    settings = KtnSettings(source, target, hops, epochs, hidden, layers, lr, seed=seed)
+    settings = KtnSettings(source, target, hops, epochs, hidden, layers, lr, fan_out=fan_out, seed=seed)
     graph = read_folder(graph_folder)
     adjacency = Adjacency(graph)
     extra = None if more_labels is None else _read_labels(more_labels, graph, source, target)

@@ -17,14 +17,20 @@ from ..graph.hetero import there_are
 from .classifier import Classifier, label_distribution
 from .hmpnn import HMPNN
 from .metrics import scores
+from .thinning import Thinning
 from .transfer import KnowledgeTransfer
 
 DEV_FRACTION = 0.1
+_DRAWS = 1_000_003  # apart for each seed and epoch, so that a resumed fit draws what an unbroken one does
 
 
 @dataclass(frozen=True)
 class KtnSettings:
     """What a fit is asked for: types, sizes, and Adam's learning rate; matching weighs the matching loss.
+
+    fan_out: a step matches source states to at most so many neighbours of a node in each relation, drawn anew (see
+    `Thinning`). The mean over all of them is nearly the same for every draw of nodes: it fits where the means lie, and
+    not what the single nodes that are to be classified have in common.
 
     Raises InputError for numbers out of range.
     """
@@ -37,11 +43,12 @@ class KtnSettings:
     layers: int = 2
     lr: float = 2e-3
     matching: float = 1.0
+    fan_out: int = 3
     patience: int = 20
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("hops", "epochs", "hidden", "layers", "patience"):
+        for name in ("hops", "epochs", "hidden", "layers", "patience", "fan_out"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.lr < float("inf"):
@@ -146,6 +153,8 @@ class KtnTraining:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self._model = KtnModel(graph, settings, self._labels.shape[1])
+        relations = [edge_type for path in self._model.transfer.paths for edge_type in path]
+        self._thinning = Thinning(adjacency, relations, settings.fan_out)
         self._optimizer = torch.optim.Adam(self._model.parameters(), lr=settings.lr)
         self._history: list[dict[str, float]] = []
         self._best_epoch, self._best_state = 0, self._weights()
@@ -163,13 +172,13 @@ class KtnTraining:
         Raises InputError where the loss is not finite.
         """
         start = time.perf_counter()
-        before = self._forward() if self._ahead is None else self._ahead
+        before = self._forward(len(self._history)) if self._ahead is None else self._ahead
         self._ahead = None
         self._optimizer.zero_grad()
         before.total.backward()
         self._optimizer.step()
-        after = self._ahead = self._forward()
         epoch = len(self._history) + 1
+        after = self._ahead = self._forward(epoch)
         entry = {"epoch": epoch, **after.figures, "seconds": time.perf_counter() - start}
         if epoch == 1 or entry["dev_loss"] < self._history[self._best_epoch - 1]["dev_loss"]:
             self._best_epoch, self._best_state = epoch, self._weights()
@@ -201,22 +210,25 @@ class KtnTraining:
     def _weights(self) -> dict[str, Any]:
         return copy.deepcopy(self._model.state_dict())
 
-    def _forward(self) -> _Losses:
+    def _forward(self, steps: int) -> _Losses:
+        """Of the weights after so many steps; all but them depends on that number alone."""
         model, labels, weight = self._model, self._labels, self._settings.matching
         h = model.gnn(self._graph.x, self._adjacency)
         predicted = model.classifier(h[model.transfer.source])
         classification = model.classifier.loss(predicted[self._train], labels[self._train])
-        matching = model.transfer.matching_loss(h, self._adjacency)
+        draw = torch.Generator().manual_seed(_DRAWS * self._settings.seed + steps)
+        matching = model.transfer.matching_loss(h, self._thinning.draw(draw))
         total = classification + weight * matching
         if not bool(torch.isfinite(total)):
             raise InputError(f"the loss is {float(total)}; lower the learning rate, or scale the features down")
         with torch.no_grad():
             of_dev = float(model.classifier.loss(predicted[self._dev], labels[self._dev]))
             accuracy = scores(predicted[self._dev], labels[self._dev])["accuracy"]
+            of_all = float(model.transfer.matching_loss(h, self._adjacency))
         figures = {
             "loss": total.item(),
-            "matching": matching.item(),
-            "dev_loss": of_dev + weight * matching.item(),
+            "matching": of_all,
+            "dev_loss": of_dev + weight * of_all,
             "dev_accuracy": accuracy,
         }
         return _Losses(total, figures)
@@ -239,6 +251,8 @@ def fit(
     resumed: dict[str, Any] | None = None,
 ) -> KtnFit:
     """Train on the whole graph; the epoch with the least dev loss (classification and matching) is restored.
+
+    A step matches to a few neighbours, the dev loss to all.
 
     progress: called after each epoch with its entry of the history. keep: called before that, to keep the state_dict.
     resumed: such a state; what follows it is what an unbroken run does. Stops after `patience` epochs without a better
