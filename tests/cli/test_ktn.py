@@ -158,3 +158,17 @@ def test_a_damaged_state_is_refused(folder, tmp_path):
     state.write_bytes(state.read_bytes()[:100])
     refused(run(*arguments, "--resume"), "is damaged", "start again")
     assert state.exists()
+
+
+def test_baselines_that_train(folder, tmp_path):
+    path, _ = folder
+    result = fit(
+        path / "graph", tmp_path / "run", "--epochs", 3, "--baselines", "none, cdan", "--more-labels", path / "more.npy"
+    )
+    assert result.exit_code == 0, result.stderr
+    metrics = json.loads(result.stdout)
+    for part in ("target", "more_labels"):
+        assert set(metrics[part]) == {"raw", "ktn", "vote", "label_propagation", "no_transfer", "cdan"}
+    refused(
+        fit(path / "graph", tmp_path / "other", "--baselines", "jan"), "'jan'", "none, dan, coral, dann, cdan, or all"
+    )

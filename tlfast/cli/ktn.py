@@ -37,6 +37,9 @@ def fit(
     layers: Annotated[int, typer.Option(help="Layers of message passing.")] = 2,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3,
     fan_out: Annotated[int, typer.Option(help="The most neighbours a relation that a step matches to.")] = 3,
+    baselines: Annotated[
+        str, typer.Option(help="Train these beside it: none (no transfer), dan, coral, dann, cdan, or all.")
+    ] = "",
     more_labels: Annotated[
         Path | None, typer.Option(help="More labels of the target, (nodes,) in an .npy file, to score on as well.")
     ] = None,
@@ -47,21 +50,24 @@ def fit(
     """Train on the source's labels; labels of the target, where it has some, are read for scores alone."""
     from ..graph import Adjacency, read_folder
     from ..graph.folder import digest
+    from ..ktn.adapting import baseline_names
     from ..ktn.training import KtnSettings
     from ..training import RunFolder, file_digest
 
+    names = baseline_names(baselines)
     settings = KtnSettings(source, target, hops, epochs, hidden, layers, lr, fan_out=fan_out, seed=seed)
     graph = read_folder(graph_folder)
     adjacency = Adjacency(graph)
     extra = None if more_labels is None else _read_labels(more_labels, graph, source, target)
     run = RunFolder(out)
-    identity = {"command": "ktn fit", "graph_sha256": digest(graph), **asdict(settings)}
+    identity = {"command": "ktn fit", "graph_sha256": digest(graph), **asdict(settings), "baselines": names}
     identity["more_labels_sha256"] = None if more_labels is None else file_digest(more_labels)
     try:
         with run.session(identity, resume):
             if not run.finished:
                 fitted = _fit(graph, adjacency, settings, run, show=on_terminal() and not as_json)
-                metrics = _metrics(fitted, graph, adjacency, settings, extra)
+                others = _baselines(names, graph, adjacency, settings, show=on_terminal() and not as_json)
+                metrics = _metrics(fitted, others, graph, adjacency, settings, extra)
                 _write(run, fitted, graph, settings, metrics)
     except KeyboardInterrupt:
         kept = "run the same command with --resume to go on" if run.has_checkpoint() else "there is nothing to resume"
@@ -139,8 +145,25 @@ def _fit(graph: HeteroGraph, adjacency: Adjacency, settings: KtnSettings, run: R
         return training.fit(graph, adjacency, settings, progress, keep, resumed)
 
 
+def _baselines(
+    names: list[str], graph: HeteroGraph, adjacency: Adjacency, settings: KtnSettings, show: bool
+) -> dict[str, torch.Tensor]:
+    """What the baselines that learn predict for the target, by the names metrics.json has."""
+    from tqdm import tqdm
+
+    from ..ktn.adapting import fit_adapted
+
+    found = {}
+    for name in names:
+        with tqdm(total=settings.epochs, desc=name, disable=not show) as bar:
+            predicted = fit_adapted(name, graph, adjacency, settings, bar.update)
+        found["no_transfer" if name == "none" else name] = predicted
+    return found
+
+
 def _metrics(
     fitted: KtnFit,
+    trained: dict[str, torch.Tensor],
     graph: HeteroGraph,
     adjacency: Adjacency,
     settings: KtnSettings,
@@ -156,6 +179,7 @@ def _metrics(
     others = {
         "vote": baselines.vote(labels, adjacency, paths),
         "label_propagation": baselines.propagate(labels, adjacency, settings.source, settings.target),
+        **trained,
     }
     truth = training.target_labels(graph, settings.target, labels.shape[1])
     if truth is not None:
