@@ -172,3 +172,30 @@ def test_baselines_that_train(folder, tmp_path):
     refused(
         fit(path / "graph", tmp_path / "other", "--baselines", "jan"), "'jan'", "none, dan, coral, dann, cdan, or all"
     )
+
+
+def test_imported_graphs_can_be_fitted(tmp_path):
+    from tests.graph.test_importers import write_dblp, write_oag, write_ogb
+
+    for layout, write, more in (
+        ("oag", write_oag, ["--labels", "L2"]),
+        ("ogb", write_ogb, []),
+        ("dblp", write_dblp, []),
+    ):
+        arguments = ("import", "--format", layout, "--from", write(tmp_path / layout), *more)
+        result = run(*arguments, "--out", tmp_path / "graphs" / layout, "--json")
+        assert result.exit_code == 0, result.stderr
+        assert json.loads(result.stdout)["nodes"]["paper"] in (3, 4)
+        assert [path.name for path in (tmp_path / "graphs").iterdir() if path.name.startswith(".")] == []
+    again = run(*arguments, "--out", tmp_path / "graphs" / "dblp")
+    refused(again, "is there already")
+    result = fit(tmp_path / "graphs" / "oag", tmp_path / "run", "--epochs", 2, source="paper", target="author")
+    assert result.exit_code == 0, result.stderr
+
+
+def test_refusals_of_import(tmp_path):
+    arguments = ("import", "--from", tmp_path, "--out", tmp_path / "out")
+    refused(run(*arguments, "--format", "dgl"), "'dgl'", "oag, ogb, dblp")
+    refused(run(*arguments, "--format", "ogb", "--labels", "L2"), "--labels is for --format oag")
+    refused(run(*arguments, "--format", "oag"), "has no nodes-<type>.npy")
+    assert not (tmp_path / "out").exists() and list(tmp_path.iterdir()) == []

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -100,6 +104,55 @@ def predict(
     write_whole(out, format_rows(rows, suffix))
     result = {"predictions": len(rows), "target": settings.target, "out": str(out)}
     emit(result, [f"{len(rows)} predictions for {settings.target} in {out}"], as_json)
+
+
+@app.command("import")
+def import_graph(
+    layout: Annotated[str, typer.Option("--format", help="oag, ogb or dblp: whose files they are.")],
+    source_folder: Annotated[Path, typer.Option("--from", help="The folder with those files.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the graph.")],
+    labels: Annotated[str, typer.Option(help="Of oag: L1, L2 or venue.")] = "L1",
+    as_json: Json = False,
+) -> None:
+    """Make a folder with graph.json of OAG-CS as KTN's code stores it, of OGB's raw layout, or of PyG's raw DBLP."""
+    from ..graph import importers, save
+
+    readers = {
+        "oag": lambda folder: importers.read_oag(folder, labels),
+        "ogb": importers.read_ogb,
+        "dblp": importers.read_dblp,
+    }
+    if layout not in readers:
+        raise InputError(f"--format {layout!r}: must be one of {', '.join(readers)}")
+    if layout != "oag" and labels != "L1":
+        raise InputError(f"--labels is for --format oag, not {layout}")
+    with _new_folder(out) as staging:
+        graph = readers[layout](source_folder)
+        save(graph, staging)
+    edges = {" ".join(edge_type): pairs.shape[1] for edge_type, pairs in graph.edges.items()}
+    labelled = {t: y.shape[0] for t, y in graph.y.items()}
+    result = {"out": str(out), "nodes": graph.num_nodes, "edges": edges, "labels": list(labelled)}
+    lines = [f"{count:>12,} {t}{' (labels)' if t in labelled else ''}" for t, count in graph.num_nodes.items()]
+    lines += [f"{count:>12,} {name}" for name, count in edges.items()]
+    emit(result | {"num_classes": graph.num_classes}, [*lines, f"the graph is in {out}"], as_json)
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder that takes the place of `out`, which must not be there or be empty, when the block succeeds."""
+    from ..training.folder import writing_to
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: is there already; pass another --out")
+    with writing_to(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-unfinished-", dir=out.parent))
+        try:
+            yield staging
+            staging.chmod(0o755)  # mkdtemp's folders are private
+            os.replace(staging, out)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def _read_labels(path: Path, graph: HeteroGraph, source: str, target: str) -> torch.Tensor:
