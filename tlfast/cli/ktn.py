@@ -40,7 +40,7 @@ def fit(
     hidden: Annotated[int, typer.Option(help="Width of all states.")] = 64,
     layers: Annotated[int, typer.Option(help="Layers of message passing.")] = 2,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3,
-    fan_out: Annotated[int, typer.Option(help="The most neighbours a relation that a step matches to.")] = 3,
+    fan_out: Annotated[int, typer.Option(help="The most neighbours a relation that a step matches to.")] = 1,
     baselines: Annotated[
         str, typer.Option(help="Train these beside it: none (no transfer), dan, coral, dann, cdan, or all.")
     ] = "",

@@ -22,7 +22,7 @@ class Thinning:
     Raises:
         InputError: fan_out below 1.
 
-    Source: neighbour sampling as the authors' training has it: a batch holds some neighbours of each node, not all.
+    Source: KTN's code trains on batches that hold some neighbours of each node, not all: by default one a relation.
     """
 
     def __init__(self, adjacency: Adjacency, edge_types: Iterable[EdgeType], fan_out: int) -> None:

@@ -29,8 +29,8 @@ class KtnSettings:
     """What a fit is asked for: types, sizes, and Adam's learning rate; matching weighs the matching loss.
 
     fan_out: a step matches source states to at most so many neighbours of a node in each relation, drawn anew (see
-    `Thinning`). The mean over all of them is nearly the same for every draw of nodes: it fits where the means lie, and
-    not what the single nodes that are to be classified have in common.
+    `Thinning`); 1 as in the authors' code. The mean over all of a large neighbourhood is the same at every step: it
+    fits where the mean lies, and not the single nodes that are to be classified.
 
     Raises InputError for numbers out of range.
     """
@@ -43,7 +43,7 @@ class KtnSettings:
     layers: int = 2
     lr: float = 2e-3
     matching: float = 1.0
-    fan_out: int = 3
+    fan_out: int = 1
     patience: int = 20
     seed: int = 0
 
