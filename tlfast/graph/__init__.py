@@ -12,7 +12,6 @@ __all__ = [
     "EdgeType",
     "HeteroConv",
     "HeteroGraph",
-    "HeteroGraph",
     "NeighbourLoader",
     "NeighbourSampler",
     "Sample",
