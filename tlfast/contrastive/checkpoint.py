@@ -1,0 +1,171 @@
+"""A saved dual encoder: a folder with model.safetensors, config.json and fingerprints of what is frozen. No pickles."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..backbone import FrozenBackbone, is_prepared
+from .towers import Plan, TowerConfig
+
+if TYPE_CHECKING:
+    from .dual import DualEncoder
+
+WEIGHTS, CONFIG, FORMAT, KIND = "model.safetensors", "config.json", 1, "dual-encoder"
+_KEYS = {"format", "kind", "dim", "max_scale", "one_model", "image", "text"}
+_TOWER_KEYS = {"settings", "model", "name", "architecture", "fingerprint"}
+
+
+def describe(
+    image: nn.Module, text: nn.Module, one_model: bool, plans: tuple[Plan, Plan], dim: int, max_scale: float
+) -> dict[str, Any]:
+    """What config.json says, but for the fingerprints, which cost a read of all weights."""
+    towers = {
+        plan.argument: {
+            "settings": plan.config.to_dict(),
+            "model": _kind(model),
+            "name": getattr(getattr(model, "config", None), "_name_or_path", "") or "",
+            "architecture": _architecture(model) if plan.config.train == "full" else None,
+        }
+        for plan, model in zip(plans, (image, text), strict=True)
+    }
+    return {"format": FORMAT, "kind": KIND, "dim": dim, "max_scale": max_scale, "one_model": one_model, **towers}
+
+
+def save(model: DualEncoder, folder: Path) -> None:
+    """Write both files under temporary names and rename them, so that a failure leaves no half-written model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    description = dict(model.description)
+    for name in ("image", "text"):
+        description[name] = description[name] | {"fingerprint": getattr(model, name).body.fingerprint()}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    temporary = {name: folder / f".{name}.partial" for name in (WEIGHTS, CONFIG)}
+    try:
+        save_file(weights, temporary[WEIGHTS], metadata={"format": "pt"})
+        temporary[CONFIG].write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        for name, path in temporary.items():
+            os.replace(path, folder / name)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+
+
+def load(
+    cls: type[DualEncoder], folder: Path, image: nn.Module | str | None, text: nn.Module | str | None
+) -> DualEncoder:
+    """Rebuild a saved dual encoder, after checking that what is frozen is what it was trained on."""
+    description = read_config(folder)
+    one_model = description["one_model"]
+    image_model = _source("image", image, description["image"], folder)
+    text_model = None
+    if not one_model or text is not None:
+        text_model = _source("text", text, description["text"], folder)
+    try:
+        of_image, of_text = (TowerConfig.from_dict(description[name]["settings"]) for name in ("image", "text"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / CONFIG}: {error}; the file is damaged, save the model again") from error
+    model = cls(
+        image_model,
+        text_model,
+        of_image,
+        of_text,
+        dim=description["dim"],
+        max_scale=description["max_scale"],
+    )
+    for name in ("image", "text"):
+        _check_same(folder, name, getattr(model, name).body.fingerprint(), description[name])
+    _load_weights(model, folder / WEIGHTS)
+    return model.eval()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The description of a saved dual encoder; ValueError if the folder holds none or it is of another format."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{folder}: holds no saved dual encoder ({CONFIG} is missing); pass a folder it was saved to")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: is not JSON ({error}); the file is damaged, save the model again") from error
+    if not isinstance(description, dict) or description.get("kind") != KIND or not description.keys() >= _KEYS:
+        raise ValueError(f"{path}: does not describe a dual encoder; pass a folder that DualEncoder was saved to")
+    if description["format"] != FORMAT:
+        raise ValueError(f"{path}: format {description['format']!r}, this version reads {FORMAT}; upgrade tlfast")
+    for name in ("image", "text"):
+        if not isinstance(description[name], dict) or _TOWER_KEYS - description[name].keys():
+            raise ValueError(f"{path}: its {name} tower is not described; the file is damaged, save the model again")
+    return description
+
+
+def _kind(model: nn.Module) -> str:
+    inner: Any = model.model if isinstance(model, FrozenBackbone) else model
+    return getattr(getattr(inner, "config", None), "model_type", None) or type(inner).__name__
+
+
+def _architecture(model: Any) -> dict[str, Any] | None:
+    """What rebuilds a transformers model without its weights; None for any other."""
+    if not type(model).__module__.startswith("transformers."):
+        return None
+    return {"class": type(model).__name__, "config": json.loads(model.config.to_json_string(use_diff=False))}
+
+
+def _source(argument: str, given: nn.Module | str | None, saved: dict[str, Any], folder: Path) -> nn.Module:
+    """The model that a tower is made of."""
+    if isinstance(given, nn.Module):
+        return given
+    if given is None and saved["architecture"] is not None:
+        return _rebuilt(saved["architecture"], folder)
+    name = str(given) if given is not None else saved["name"]
+    if not name:
+        raise ValueError(
+            f"{argument}: {folder} holds no {saved['model']} weights, and it was not loaded by a name; pass {argument}="
+            "the model that it was made of"
+        )
+    if is_prepared(name):
+        return FrozenBackbone.from_pretrained(name)
+    import transformers
+
+    try:
+        return transformers.AutoModel.from_pretrained(name).float()
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{argument}: {name!r} cannot be loaded ({reason}); pass another {argument}=") from error
+
+
+def _rebuilt(architecture: dict[str, Any], folder: Path) -> nn.Module:
+    import transformers
+
+    model_class = getattr(transformers, architecture["class"], None)
+    if model_class is None:
+        raise ValueError(f"{folder}: this transformers has no {architecture['class']}; upgrade it, or pass the model")
+    return model_class(model_class.config_class.from_dict(architecture["config"]))
+
+
+def _check_same(folder: Path, argument: str, found: str | None, saved: dict[str, Any]) -> None:
+    """Embeddings of another frozen model are not those the heads learned from."""
+    if found != saved["fingerprint"]:
+        raise ValueError(
+            f"{argument}: its frozen weights are not those that the model in {folder} was trained on "
+            f"({saved['name'] or saved['model']}); pass {argument}= that model"
+        )
+
+
+def _load_weights(model: DualEncoder, path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path}: the file is missing; save the model again")
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: is not a whole safetensors file ({error}); save the model again") from error
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if found != expected:
+        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise ValueError(f"{path}: does not fit config.json beside it (first at {wrong[0]}); save the model again")
+    model.load_state_dict(weights)
