@@ -32,6 +32,11 @@ class Body(nn.Module):
     pads = False
     width: int
 
+    @property
+    def config(self) -> Any:
+        """The transformers configuration of its model; None where there is none."""
+        return None
+
     def fingerprint(self) -> str | None:
         """What identifies its frozen weights; None where there are none."""
         return None
@@ -47,6 +52,11 @@ class FrozenBody(Body):
         self.frozen_readout = readout.requires_grad_(False)
         self.register_state_dict_post_hook(_drop_frozen)
         self.register_load_state_dict_post_hook(_expect_no_frozen)
+
+    @property
+    def config(self) -> Any:
+        """The backbone's."""
+        return self.frozen.config
 
     @torch.no_grad()
     def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
@@ -75,6 +85,11 @@ class LadderBody(Body):
         self._ready = False
         self.register_state_dict_post_hook(_drop_frozen)
         self.register_load_state_dict_post_hook(_expect_no_frozen)
+
+    @property
+    def config(self) -> Any:
+        """The backbone's."""
+        return self.ladder.config
 
     def calibrate(self, batches: Iterable[Mapping[str, torch.Tensor]]) -> None:
         """Set the side network's starting weights from these batches; without it the first batch seen serves."""
@@ -111,6 +126,11 @@ class TrainedBody(Body):
                 if _unread(getattr(model.config, "model_type", ""), name):
                     parameter.requires_grad_(False)  # DistributedDataParallel waits for every gradient
 
+    @property
+    def config(self) -> Any:
+        """The model's."""
+        return self.model.config
+
     def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
         inputs = _as_read(self, inputs)
         return self.readout(self.model, self.model(**inputs).last_hidden_state, inputs).float()
@@ -126,6 +146,11 @@ class TrainedModule(Body):
         self.width = width
         self.module = module.requires_grad_(True)
 
+    @property
+    def config(self) -> Any:
+        """The module's, where it has one."""
+        return getattr(self.module, "config", None)
+
     def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
         return _vector(self.module, inputs, self.width)
 
@@ -139,6 +164,11 @@ class FrozenModule(Body):
         self.frozen = module.requires_grad_(False).eval()
         self.register_state_dict_post_hook(_drop_frozen)
         self.register_load_state_dict_post_hook(_expect_no_frozen)
+
+    @property
+    def config(self) -> Any:
+        """The module's, where it has one."""
+        return getattr(self.frozen, "config", None)
 
     def train(self, mode: bool = True) -> FrozenModule:
         """Only what is not frozen changes its mode."""

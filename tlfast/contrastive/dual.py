@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,16 @@ class DualEncoder(nn.Module):
         missing or damaged.
         """
         return checkpoint.load(cls, Path(folder), image, text)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """In eval mode for the time of a `with` block."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
 
     def trainable_parameters(self) -> int:
         """Number of parameters that training changes."""

@@ -5,6 +5,7 @@ from .blocks import cut_blocks, tokenise_prompts
 from .conll import Sentences, read_conll
 from .documents import Documents, read_documents
 from .errors import InputError
+from .image_texts import ImageTexts, read_image_texts
 from .images import Images, read_image_classes, read_images
 from .label_sets import LabelSets, fit_label_sets
 from .labels import Labels, fit_classes, fit_labels
@@ -22,6 +23,7 @@ __all__ = [
     "Documents",
     "Examples",
     "ImageDataset",
+    "ImageTexts",
     "Images",
     "InputError",
     "LabelSets",
@@ -44,6 +46,7 @@ __all__ = [
     "read_documents",
     "read_examples",
     "read_image_classes",
+    "read_image_texts",
     "read_images",
     "split_dev",
     "split_random",

@@ -95,13 +95,13 @@ def _images(folder: Path) -> list[Path]:
             raise InputError(f"{file}: is a folder among images; move its images up or remove it")
         if file.suffix.lower() not in SUFFIXES:
             raise InputError(f"{file}: is no image by its extension; remove it or convert it to {', '.join(SUFFIXES)}")
-        _check_header(file)
+        check_header(file)
     if not files:
         raise InputError(f"{folder}: there are no images in it; add some or remove the folder")
     return files
 
 
-def _check_header(file: Path) -> None:
+def check_header(file: Path) -> None:
     """What is no image at all is found before training, without decoding every image for it."""
     from PIL import Image
 

@@ -65,12 +65,11 @@ def read_examples(
     missing column, a ragged row, bad UTF-8, malformed JSON, an empty text or label.
     """
     path = Path(path)
-    reader = _READERS[check_suffix(path)]
-    columns, rows = reader(path, read_lines(path, "a header and rows"))
+    columns, rows = read_table(path)
     if pairs is None:
         pairs = pair_column in columns
     wanted = [text_column, *([pair_column] if pairs else []), *([label_column] if label_column is not None else [])]
-    _check_columns(path, columns, wanted)
+    check_columns(path, columns, wanted)
     lines, texts, seconds, labels = [], [], [], []
     for line, row in rows:
         lines.append(line)
@@ -84,6 +83,11 @@ def read_examples(
     if not lines:
         raise InputError(f"{path}: the file has a header and no rows; add data")
     return Examples(path, texts, seconds if pairs else None, labels if label_column is not None else None, lines)
+
+
+def read_table(path: Path) -> tuple[list[str], Iterator[Row]]:
+    """The columns of a .tsv, .csv or .jsonl file, and its rows with their line numbers; InputError as above."""
+    return _READERS[check_suffix(path)](path, read_lines(path, "a header and rows"))
 
 
 def _read_tsv(path: Path, lines: list[str]) -> tuple[list[str], Iterator[Row]]:
@@ -147,7 +151,8 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _check_columns(path: Path, columns: list[str], wanted: list[str]) -> None:
+def check_columns(path: Path, columns: list[str], wanted: list[str]) -> None:
+    """InputError for a column that is missing, or there twice."""
     for column in wanted:
         if column not in columns:
             present = ", ".join(map(repr, columns))
