@@ -124,3 +124,24 @@ REAL = [
 def test_real_senses_under_minilm(real_wordnet, minilm, names, wnid):
     matches = [real_wordnet.find(name) for name in names.split()]
     assert choose_nearest(matches, minilm)[0].wnid == wnid
+
+
+def test_pieces_choose_as_one(wordnet, monkeypatch):
+    names = ("crane", "mouse", "nail", "kite", "bird", "device", "zzz")
+    matches = [wordnet.find(name) for name in names]
+    whole = offsets(choose_nearest(matches, count_words))
+    for size in (1, 200, 400):  # bytes: a name at a time, and a few
+        monkeypatch.setattr("tlfast.knowledge.choice._PIECE_BYTES", size)
+        assert offsets(choose_nearest(matches, count_words)) == whole
+
+
+def test_sixty_thousand_senses_take_little_memory():
+    senses = [tuple(Sense("w", f"d{i} {j}") for j in range(3)) for i in range(20_000)]
+    matches = [Match(f"n{i}", "exact", f"n{i}", found if i < 40 else found[:1]) for i, found in enumerate(senses)]
+
+    def encode(texts):
+        return torch.randn(len(texts), 8, generator=torch.Generator().manual_seed(0))
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        choose_nearest(matches, encode)
+    assert max(event.cpu_memory_usage for event in seen.key_averages()) < 1 << 30

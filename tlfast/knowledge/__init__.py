@@ -4,6 +4,7 @@ A dictionary finds senses of names, a choice takes one for each class, prompts p
 the tokens a text encoder takes, and embeddings of names and of knowledge are blended.
 """
 
+from .captions import CaptionText, augment_captions
 from .choice import CHOICES, choose_first, choose_nearest, describe
 from .coverage import Coverage, cover
 from .dictionary import Dictionaries, Dictionary
@@ -20,6 +21,7 @@ __all__ = [
     "FITTINGS",
     "KINDS",
     "TEMPLATES",
+    "CaptionText",
     "ClassEmbeddings",
     "ClassPrompts",
     "Coverage",
@@ -31,6 +33,7 @@ __all__ = [
     "TokenBudget",
     "Wiktionary",
     "WordNet",
+    "augment_captions",
     "choose_first",
     "choose_nearest",
     "chunk",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -16,6 +16,7 @@ CHOICES = ("first", "nearest")
 NEIGHBOURS = 5
 PRIOR = 0.02
 _HYPERNYMS = 5
+_PIECE_BYTES = 64 << 20
 
 
 def choose_first(matches: Sequence[Match]) -> list[Sense | None]:
@@ -38,25 +39,46 @@ def choose_nearest(
     names = list(senses)
     chosen = {name: found[0] if found else None for name, found in senses.items()}
     if len(names) > 1 and any(len(found) > 1 for found in senses.values()):
-        close, ranks = _closeness(senses, encode)
-        for i, (block, (name, found)) in enumerate(zip(close.split(list(ranks)), senses.items(), strict=True)):
-            if len(found) > 1:
-                others = torch.arange(len(names), device=block.device) != i
-                score = block[:, others].topk(min(neighbours, len(names) - 1), dim=1).values.mean(dim=1)
-                chosen[name] = found[int((score - prior * torch.arange(len(found), device=block.device)).argmax())]
+        for i, close in _closeness(senses, encode):
+            found = senses[names[i]]
+            others = torch.arange(len(names), device=close.device) != i
+            score = close[:, others].topk(min(neighbours, len(names) - 1), dim=1).values.mean(dim=1)
+            chosen[names[i]] = found[int((score - prior * torch.arange(len(found), device=close.device)).argmax())]
     return [chosen[match.name] for match in matches]
 
 
-def _closeness(senses: dict[str, list[Sense]], encode: Encode) -> tuple[torch.Tensor, list[int]]:
-    """How close each sense, all names' behind each other, is to each class, [senses, names]; and senses a name."""
-    counts = [len(found) for found in senses.values()]
+def _closeness(senses: dict[str, list[Sense]], encode: Encode) -> Iterator[tuple[int, torch.Tensor]]:
+    """For each name with several senses its index, and how close each of its senses is to each class, [senses, names].
+
+    Made in pieces of 64 MiB: all at once they would be 29 GiB for the 60,000 senses of ImageNet-21k.
+    """
+    counts = torch.tensor([len(found) for found in senses.values()])
     vectors = embed(encode, [*senses, *(describe(sense) for found in senses.values() for sense in found)])
     names, definitions = vectors[: len(counts)], vectors[len(counts) :]
-    to_names = definitions @ names.T
-    owner = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(vectors.device)
-    to_definitions = torch.full_like(to_names, -2.0)  # below every cosine
-    to_definitions.scatter_reduce_(1, owner.expand(len(owner), -1), definitions @ definitions.T, "amax")
-    return (to_names + torch.where(to_definitions < -1.5, to_names, to_definitions)) / 2, counts
+    owner = torch.repeat_interleave(torch.arange(len(counts)), counts).to(vectors.device)
+    rows = torch.arange(len(definitions)).split(counts.tolist())
+    asked = [i for i, count in enumerate(counts.tolist()) if count > 1]
+    for part in _pieces(asked, counts.tolist(), _PIECE_BYTES // (4 * len(definitions))):
+        chosen = definitions[torch.cat([rows[i] for i in part])]
+        to_names = chosen @ names.T
+        to_definitions = torch.full_like(to_names, -2.0)  # below every cosine
+        to_definitions.scatter_reduce_(1, owner.expand(len(chosen), -1), chosen @ definitions.T, "amax")
+        close = (to_names + torch.where(to_definitions < -1.5, to_names, to_definitions)) / 2
+        yield from zip(part, close.split([int(counts[i]) for i in part]), strict=True)
+
+
+def _pieces(asked: list[int], counts: list[int], rows: int) -> Iterator[list[int]]:
+    """The names, in their order, in pieces of so many senses, or of one name."""
+    piece: list[int] = []
+    size = 0
+    for i in asked:
+        if piece and size + counts[i] > rows:
+            yield piece
+            piece, size = [], 0
+        piece.append(i)
+        size += counts[i]
+    if piece:
+        yield piece
 
 
 def describe(sense: Sense) -> str:
