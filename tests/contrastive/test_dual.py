@@ -152,6 +152,20 @@ def test_saving_and_loading(tmp_path, family, train):
     torch.testing.assert_close(loaded.logit_scale, dual.logit_scale)
 
 
+def test_one_model_of_which_one_tower_is_frozen(tmp_path):
+    model = clip()
+    dual = DualEncoder(copy.deepcopy(model), None, config("full"), config("nothing"))
+    with torch.no_grad():
+        dual.image.body.readout.projection.weight.mul_(2)
+        dual.image.body.model.post_layernorm.bias.add_(1)
+    dual.eval().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"image: .* it was not loaded by a name"):
+        DualEncoder.from_pretrained(tmp_path)
+    loaded = DualEncoder.from_pretrained(tmp_path, model)
+    assert torch.equal(loaded.encode_image(pixels()), dual.encode_image(pixels()))
+    assert torch.equal(loaded.encode_text(**texts()), dual.encode_text(**texts()))
+
+
 def test_two_models_are_found_by_their_names(tmp_path):
     for name, family in (("image", "vit"), ("text", "bert")):
         tiny(family).save_pretrained(tmp_path / name)

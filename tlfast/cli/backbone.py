@@ -79,6 +79,28 @@ def load_backbone(
     return LoadedBackbone(found, model, tokenizer, _max_length(model.config, tokenizer))
 
 
+def load_preprocessor(source: str, preprocessor_class: str) -> Any:
+    """A tokenizer or image processor alone, from a folder or a Hugging Face name, the cache before the network.
+
+    preprocessor_class: of transformers. Raises InputError where it is missing, damaged, or cannot be fetched.
+    """
+    import transformers
+
+    preprocessor = getattr(transformers, preprocessor_class)
+    try:
+        try:
+            return preprocessor.from_pretrained(source, local_files_only=True)
+        except OSError:
+            if Path(source).exists():
+                raise
+        return preprocessor.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{source}: its {preprocessor_class[4:]} cannot be loaded ({reason}); add its files"
+        ) from error
+
+
 def freeze_loaded(
     loaded: LoadedBackbone, precision: str | None, device: str = "cpu", **settings: Any
 ) -> FrozenBackbone:

@@ -1,4 +1,4 @@
-"""tlfast klite: what dictionaries say about class names, and text prompts with it."""
+"""tlfast klite: what dictionaries say about class names, and text prompts with it; the other commands beside it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,18 @@ from .dictionaries import (
     open_dictionary,
     read_classes,
 )
+from .klite_eval import evaluate
+from .klite_train import train
+from .klite_zeroshot import zeroshot
 from .output import emit, quiet_libraries
 
 if TYPE_CHECKING:
     from ..knowledge import ClassPrompts, Match, Sense, TokenBudget
 
-app = typer.Typer(help="Class names with knowledge from dictionaries (K-LITE).", no_args_is_help=True)
+app = typer.Typer(
+    help="Class names with knowledge from dictionaries, and image-text models that read them (K-LITE).",
+    no_args_is_help=True,
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 RowsFile = Annotated[Path | None, typer.Option("--out", help="A .tsv, .csv or .jsonl file to write as well.")]
@@ -259,3 +265,7 @@ def _print_table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str,
     for row in rows:
         table.add_row(*map(Text, row))  # what looks like markup is text
     Console(highlight=False).print(table)
+
+
+for _name, _command in (("zeroshot", zeroshot), ("train", train), ("eval", evaluate)):
+    app.command(_name)(_command)

@@ -7,6 +7,7 @@ its features are worth keeping. What is frozen is under an attribute `frozen...`
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ class LadderBody(Body):
     def __init__(self, backbone: FrozenBackbone, readout: Readout, config: LadderConfig | None, task: str) -> None:
         super().__init__()
         self.width, self.pads = readout.width, readout.pads
-        config = config or LadderConfig(pooling=readout.pooling)
+        config = replace(config or LadderConfig(), pooling=readout.pooling)
         self.ladder = LadderModel(backbone, task, num_labels=readout.width, config=config)
         classifier: Any = self.ladder.head.classifier
         nn.init.zeros_(classifier.weight)

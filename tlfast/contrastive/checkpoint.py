@@ -61,11 +61,7 @@ def load(
 ) -> DualEncoder:
     """Rebuild a saved dual encoder, after checking that what is frozen is what it was trained on."""
     description = read_config(folder)
-    one_model = description["one_model"]
-    image_model = _source("image", image, description["image"], folder)
-    text_model = None
-    if not one_model or text is not None:
-        text_model = _source("text", text, description["text"], folder)
+    image_model, text_model = _sources(description, image, text, folder)
     try:
         of_image, of_text = (TowerConfig.from_dict(description[name]["settings"]) for name in ("image", "text"))
     except (TypeError, ValueError) as error:
@@ -113,6 +109,18 @@ def _architecture(model: Any) -> dict[str, Any] | None:
     if not type(model).__module__.startswith("transformers."):
         return None
     return {"class": type(model).__name__, "config": json.loads(model.config.to_json_string(use_diff=False))}
+
+
+def _sources(
+    description: dict[str, Any], image: nn.Module | str | None, text: nn.Module | str | None, folder: Path
+) -> tuple[nn.Module, nn.Module | None]:
+    """The models of both towers; None for the second where the first has both."""
+    of_image, of_text = description["image"], description["text"]
+    if not description["one_model"] or text is not None:
+        return _source("image", image, of_image, folder), _source("text", text, of_text, folder)
+    if of_image["architecture"] is None or of_text["architecture"] is None:  # one tower of the model is frozen
+        of_image = {**of_image, "architecture": None}
+    return _source("image", image, of_image, folder), None
 
 
 def _source(argument: str, given: nn.Module | str | None, saved: dict[str, Any], folder: Path) -> nn.Module:

@@ -28,7 +28,8 @@ class TowerConfig:
     head: "linear", "mlp" (two layers, GELU between them) or "none". None: "none" with train="nothing" and for the
         towers of CLIP and SigLIP unless train="head", else "linear".
     pooling: "mean", "cls" or "last" token of a model that does not say itself how it is read; None: by the model.
-    ladder: with train="ladder"; None: its defaults. precision: of frozen weights, as for `tlfast.freeze`.
+    ladder: with train="ladder"; None: its defaults. It pools as the tower does. precision: of frozen weights, as for
+        `tlfast.freeze`.
     width: of the output of a module that is not transformers', where it has no attribute num_features.
     Raises ValueError for a setting that is not there or means nothing beside the others.
     """

@@ -1,0 +1,239 @@
+"""What tlfast klite train is given: images with their classes and captions, the texts of these, and two towers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data import ImageTexts, InputError, read_image_texts, split_random, split_stratified
+from ..data.labels import in_order
+from .backbone import load_backbone, load_preprocessor
+from .image_text import Classes, ImageText, Knowledge, named
+from .ladder_options import settings_of_the_user
+from .output import note
+
+if TYPE_CHECKING:
+    from ..contrastive import DualEncoder, TextEncoder
+    from ..contrastive.texts import TextBank, TextGroup
+    from ..knowledge import Dictionary
+
+
+@dataclass(frozen=True)
+class Records:
+    """Training and dev images and their classes, None where no training image has one; the test is read at the end."""
+
+    train: ImageTexts
+    dev: ImageTexts
+    classes: Classes | None
+    test_file: Path | None
+
+    def read_test(self) -> ImageTexts | None:
+        """The test images; what is wrong with them costs no training: mended, --resume goes on from there."""
+        if self.test_file is None:
+            return None
+        try:
+            images = read_image_texts(self.test_file)
+            if images.labelled and self.classes is None:
+                raise InputError(f"{self.test_file}: has labels, and the training data have none; pass captions")
+            if images.labelled and self.classes is not None:
+                self.classes.encode(images, str(self.train.path))
+            elif not all(images.captions):
+                raise InputError(f"{self.test_file}: some images have labels and others captions; pass one kind")
+        except InputError as error:
+            raise InputError(f"{error}; training is kept: mend the test file and add --resume") from error
+        return images
+
+
+def read_records(
+    train_file: Path, dev_file: Path | None, test_file: Path | None, names: Path | None, seed: int
+) -> Records:
+    """Read training and dev data; without a dev file a seeded tenth of the training data is dev.
+
+    Raises InputError for what is wrong with the files, and where the test is missing.
+    """
+    if test_file is not None and not test_file.exists():
+        raise InputError(f"{test_file}: there is no such file or folder; check the path")
+    train = read_image_texts(train_file)
+    _check_texts(train, "training")
+    labels = [label for label in train.labels if label]
+    classes = named(in_order(labels), train.path, names) if labels else None
+    if dev_file is not None:
+        dev = read_image_texts(dev_file)
+        _check_texts(dev, "dev")
+    elif train.labelled and classes is not None:
+        train, dev = split_stratified(train, classes.encode(train, str(train.path)), seed)
+    else:
+        train, dev = split_random(train, seed)
+    return Records(train, dev, classes, test_file)
+
+
+def _check_texts(images: ImageTexts, what: str) -> None:
+    """A flat folder has neither labels nor captions."""
+    if not any(images.labels) and not any(images.captions):
+        raise InputError(
+            f"{images.path}: {what} images need classes or captions; make a folder for each class, or pass a table"
+        )
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Groups of texts, and the group of each training and dev image. candidates: groups that dev is classified into."""
+
+    bank: TextBank
+    train: list[int]
+    dev: list[int]
+    candidates: int
+    coverage: dict[str, Any]
+
+
+def make_texts(
+    records: Records, known: Knowledge, dictionary: Dictionary | None, encoder: TextEncoder, share: float
+) -> Texts:
+    """Texts of classes, then of dev captions, then of training captions, with knowledge where a dictionary has some."""
+    from ..contrastive.texts import TextBank, TextGroup
+
+    groups: list[TextGroup] = []
+    coverage: dict[str, Any] = {"dictionary": dictionary and dictionary.name, "classes": 0, "covered": 0}
+    if records.classes is not None:
+        with settings_of_the_user():  # a text model whose embeddings are not finite, where it chooses senses
+            prompts, coverage = known.prompts(records.classes, dictionary, encoder)
+        for place, prompt in enumerate(prompts):
+            texts = tuple(text for group in prompt.knowledge for text in group if prompt.sense is not None)
+            groups.append(TextGroup(place, prompt.names, texts))
+    # a dev image with a class is classified; a training image with a caption learns from that
+    dev = _places(records.dev, records.classes, len(groups), [not label for label in records.dev.labels])
+    candidates = len(groups) + sum(place >= len(groups) for place in dev)
+    train = _places(records.train, records.classes, candidates, [bool(caption) for caption in records.train.captions])
+    captions = [(records.dev, i) for i, place in enumerate(dev) if place >= len(groups)]
+    captions += [(records.train, i) for i, place in enumerate(train) if place >= candidates]
+    groups += _caption_groups(captions, records.classes, dictionary, encoder)
+    if captions:
+        coverage |= {
+            "captions": len(captions),
+            "captions_covered": sum(bool(g.knowledge) for g in groups[-len(captions) :]),
+        }
+    with settings_of_the_user():
+        return Texts(TextBank(groups, share), train, dev, candidates, coverage)
+
+
+def _places(images: ImageTexts, classes: Classes | None, first: int, own: Sequence[bool]) -> list[int]:
+    """The group of each image: its class's, or where it has its own, for its caption, the next one from `first` on."""
+    places_of = {} if classes is None else {label: i for i, label in enumerate(classes.labels)}
+    places = []
+    for i, (label, alone) in enumerate(zip(images.labels, own, strict=True)):
+        if label and label not in places_of:
+            raise InputError(
+                f"{images.where(i)}: the label {label!r} is not among the {len(places_of)} classes of the training data"
+            )
+        places.append(first if alone else places_of[label])
+        first += alone
+    return places
+
+
+def _caption_groups(
+    captions: Sequence[tuple[ImageTexts, int]],
+    classes: Classes | None,
+    dictionary: Dictionary | None,
+    encoder: TextEncoder,
+) -> list[TextGroup]:
+    from .. import knowledge
+    from ..contrastive.texts import TextGroup
+
+    texts = [images.captions[i] for images, i in captions]
+    budget = knowledge.TokenBudget.of_tokenizer(encoder.tokenizer, encoder.max_length)
+    cut = sum(not budget.fits(text) for text in texts)
+    if cut:
+        note(f"{cut:,} captions are longer than the text model's {encoder.max_length} tokens and lose their end")
+    places = {} if classes is None else {label: i for i, label in enumerate(classes.labels)}
+    own = [places.get(images.labels[i], -1) for images, i in captions]
+    if dictionary is None:
+        return [TextGroup(label, (text,)) for label, text in zip(own, texts, strict=True)]
+    made = knowledge.augment_captions(texts, dictionary, budget)
+    return [
+        TextGroup(label, (text.plain,), () if text.knowledge is None else (text.knowledge,))
+        for label, text in zip(own, made, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class TowerOptions:
+    """What the options say of the two towers."""
+
+    image_train: str
+    text_train: str
+    head: str | None
+    dim: int | None
+    reduction: int
+    precision: str
+    centre_texts: bool
+
+    def config(self, train: str) -> Any:
+        """A TowerConfig. Raises ValueError for settings that are not there."""
+        from ..contrastive import TowerConfig
+        from ..ladder import LadderConfig
+
+        return TowerConfig(
+            train,
+            None if train == "nothing" else self.head,
+            ladder=LadderConfig(reduction=self.reduction) if train == "ladder" else None,
+            precision="fp32" if train == "full" else self.precision,
+        )
+
+
+@dataclass(frozen=True)
+class Towers:
+    """The models of both towers, what reads their inputs, and what of each learns. text: None: the first has both."""
+
+    image: Any
+    text: Any
+    tokenizer: Any
+    processor: Any
+    names: tuple[str, str | None]
+    wanted: TowerOptions
+
+    def make(self) -> DualEncoder:
+        """A dual encoder of fresh weights: what is trained as a whole is copied, what is frozen shared."""
+        from ..contrastive import DualEncoder
+
+        wanted = self.wanted
+        image_full, text_full = wanted.image_train == "full", wanted.text_train == "full"
+        image = copy.deepcopy(self.image) if image_full or (self.text is None and text_full) else self.image
+        text = copy.deepcopy(self.text) if text_full else self.text
+        return DualEncoder(image, text, wanted.config(wanted.image_train), wanted.config(wanted.text_train), wanted.dim)
+
+    def image_text(self, dual: DualEncoder) -> ImageText:
+        """A dual encoder of these towers, with what reads its inputs."""
+        return ImageText(dual, self.tokenizer, self.processor, self.title)
+
+    def saved(self) -> dict[str, Any]:
+        """What finds the models again."""
+        return {
+            "backbone": self.names[0],
+            "text_backbone": self.names[1],
+            "one_model": self.text is None,
+            "image_full": self.wanted.image_train == "full",
+            "text_full": self.wanted.text_train == "full",
+        }
+
+    @property
+    def title(self) -> str:
+        """Both models' names."""
+        return " and ".join(Path(name).name for name in self.names if name)
+
+
+def load_towers(backbone: str, text_backbone: str | None, wanted: TowerOptions) -> Towers:
+    """Load the models; InputError where they cannot be, and where the image model alone has no text tower."""
+    if text_backbone is None:
+        loaded = load_backbone(backbone)
+        if not hasattr(loaded.model, "get_text_features"):
+            raise InputError(
+                f"--backbone {backbone}: has no text tower; add --text-backbone, or pass a CLIP or SigLIP model"
+            )
+        processor = load_preprocessor(loaded.name, "AutoImageProcessor")
+        return Towers(loaded.model, None, loaded.tokenizer, processor, (loaded.name, None), wanted)
+    image = load_backbone(backbone, preprocessor_class="AutoImageProcessor")
+    text = load_backbone(text_backbone)
+    return Towers(image.model, text.model, text.tokenizer, image.tokenizer, (image.name, text.name), wanted)
