@@ -79,6 +79,9 @@ def test_retrieval(monkeypatch):
     monkeypatch.setattr("tlfast.contrastive.evaluation._ROWS", 3)
     assert retrieve(images, texts) == found
     assert retrieve(texts, texts)["text_to_image"]["accuracy"] == 1.0
+    twice = torch.cat([texts, texts])  # the same caption twice: either is right
+    assert retrieve(twice, twice)["image_to_text"] == {"accuracy": 0.0, "top5": 1.0, "n": 16}
+    assert retrieve(twice, twice, [*range(8)] * 2)["image_to_text"]["accuracy"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -93,5 +96,5 @@ def test_retrieval(monkeypatch):
 def test_embeddings_that_do_not_fit(images, classes, labels, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")):
         classify(images, classes, labels)
-    with pytest.raises(ValueError, match="texts: there are 1 for 2 images"):
+    with pytest.raises(ValueError, match="texts, labels: 1 and 2 for 2 images"):
         retrieve(torch.zeros(2, 3), torch.zeros(1, 3))

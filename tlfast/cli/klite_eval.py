@@ -29,7 +29,7 @@ from .image_text import (
     read_labelled,
     score_lines,
 )
-from .klite_zeroshot import choose_weight, class_embeddings, coverage_line
+from .klite_zeroshot import choose_weight, class_embeddings, coverage_line, embed, numbered
 from .ladder_options import settings_of_the_user
 from .output import emit, quiet_libraries
 
@@ -150,11 +150,10 @@ def _probes(parts: tuple[Labelled, Labelled], test: Labelled, shots: list[int], 
 
 def _retrieval(found: ImageText, images: ImageTexts, quiet: bool) -> tuple[dict[str, Any], list[str]]:
     from ..contrastive.evaluation import retrieve
-    from .klite_zeroshot import embed
 
     vectors = embed(found, images, quiet)
     with settings_of_the_user():
-        scores = retrieve(vectors, found.encoder(images.captions))
+        scores = retrieve(vectors, found.encoder(images.captions), numbered(images.captions))
     lines = score_lines({name.replace("_", " "): score for name, score in scores.items()})
     return {"model": found.source, "images": len(images), "retrieval": scores}, lines
 

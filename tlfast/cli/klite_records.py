@@ -104,57 +104,56 @@ def make_texts(
             texts = tuple(text for group in prompt.knowledge for text in group if prompt.sense is not None)
             groups.append(TextGroup(place, prompt.names, texts))
     # a dev image with a class is classified; a training image with a caption learns from that
-    dev = _places(records.dev, records.classes, len(groups), [not label for label in records.dev.labels])
-    candidates = len(groups) + sum(place >= len(groups) for place in dev)
-    train = _places(records.train, records.classes, candidates, [bool(caption) for caption in records.train.captions])
-    captions = [(records.dev, i) for i, place in enumerate(dev) if place >= len(groups)]
-    captions += [(records.train, i) for i, place in enumerate(train) if place >= candidates]
-    groups += _caption_groups(captions, records.classes, dictionary, encoder)
+    captions: dict[tuple[str, str], int] = {}
+    dev = _places(records.dev, records.classes, [not label for label in records.dev.labels], captions)
+    candidates = len(groups) + len(captions)
+    train = _places(records.train, records.classes, [bool(caption) for caption in records.train.captions], captions)
+    of_captions = _caption_groups(list(captions), records.classes, dictionary, encoder)
     if captions:
-        coverage |= {
-            "captions": len(captions),
-            "captions_covered": sum(bool(g.knowledge) for g in groups[-len(captions) :]),
-        }
+        covered = sum(bool(group.knowledge) for group in of_captions)
+        coverage |= {"captions": len(captions), "captions_covered": covered}
     with settings_of_the_user():
-        return Texts(TextBank(groups, share), train, dev, candidates, coverage)
+        return Texts(TextBank([*groups, *of_captions], share), train, dev, candidates, coverage)
 
 
-def _places(images: ImageTexts, classes: Classes | None, first: int, own: Sequence[bool]) -> list[int]:
-    """The group of each image: its class's, or where it has its own, for its caption, the next one from `first` on."""
+def _places(
+    images: ImageTexts, classes: Classes | None, own: Sequence[bool], captions: dict[tuple[str, str], int]
+) -> list[int]:
+    """The group of each image: its class's or, where it has its own, that of its label and caption.
+
+    captions: the groups of these, behind those of the classes; new ones are added. Equal captions are one group.
+    """
     places_of = {} if classes is None else {label: i for i, label in enumerate(classes.labels)}
     places = []
-    for i, (label, alone) in enumerate(zip(images.labels, own, strict=True)):
+    for i, (label, caption, alone) in enumerate(zip(images.labels, images.captions, own, strict=True)):
         if label and label not in places_of:
             raise InputError(
                 f"{images.where(i)}: the label {label!r} is not among the {len(places_of)} classes of the training data"
             )
-        places.append(first if alone else places_of[label])
-        first += alone
+        next_one = len(places_of) + len(captions)
+        places.append(captions.setdefault((label, caption), next_one) if alone else places_of[label])
     return places
 
 
 def _caption_groups(
-    captions: Sequence[tuple[ImageTexts, int]],
-    classes: Classes | None,
-    dictionary: Dictionary | None,
-    encoder: TextEncoder,
+    captions: Sequence[tuple[str, str]], classes: Classes | None, dictionary: Dictionary | None, encoder: TextEncoder
 ) -> list[TextGroup]:
+    """Texts of (label, caption); a caption without a label has one of its own."""
     from .. import knowledge
     from ..contrastive.texts import TextGroup
 
-    texts = [images.captions[i] for images, i in captions]
+    places = {} if classes is None else {label: i for i, label in enumerate(classes.labels)}
+    labels = [places.get(label, len(places) + i) for i, (label, _) in enumerate(captions)]
+    texts = [caption for _, caption in captions]
     budget = knowledge.TokenBudget.of_tokenizer(encoder.tokenizer, encoder.max_length)
     cut = sum(not budget.fits(text) for text in texts)
     if cut:
         note(f"{cut:,} captions are longer than the text model's {encoder.max_length} tokens and lose their end")
-    places = {} if classes is None else {label: i for i, label in enumerate(classes.labels)}
-    own = [places.get(images.labels[i], -1) for images, i in captions]
     if dictionary is None:
-        return [TextGroup(label, (text,)) for label, text in zip(own, texts, strict=True)]
-    made = knowledge.augment_captions(texts, dictionary, budget)
+        return [TextGroup(label, (text,)) for label, text in zip(labels, texts, strict=True)]
     return [
-        TextGroup(label, (text.plain,), () if text.knowledge is None else (text.knowledge,))
-        for label, text in zip(own, made, strict=True)
+        TextGroup(label, (made.plain,), () if made.knowledge is None else (made.knowledge,))
+        for label, made in zip(labels, knowledge.augment_captions(texts, dictionary, budget), strict=True)
     ]
 
 

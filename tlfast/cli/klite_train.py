@@ -28,7 +28,7 @@ from .image_text import (
     score_lines,
 )
 from .klite_records import Records, Texts, TowerOptions, Towers, load_towers, make_texts, read_records
-from .klite_zeroshot import choose_weight, class_embeddings, coverage_line, embed
+from .klite_zeroshot import choose_weight, class_embeddings, coverage_line, embed, numbered
 from .ladder_options import learning_rates, settings_of_the_user
 from .output import emit, note, on_terminal, quiet_libraries
 
@@ -244,7 +244,7 @@ class Job:
         found = self.towers.image_text(dual)
         vectors = embed(found, images, self.quiet)
         if not images.labelled:
-            return retrieve(vectors, found.encoder(images.captions))
+            return retrieve(vectors, found.encoder(images.captions), numbered(images.captions))
         classes = self.records.classes
         assert classes is not None  # else the test images were refused
         labels = classes.encode(images, str(self.records.train.path))

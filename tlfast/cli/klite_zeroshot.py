@@ -142,8 +142,17 @@ def choose_weight(
 
 
 def coverage_line(coverage: dict[str, Any]) -> str:
-    """How many classes are known, for people."""
-    return f"{coverage['covered']:,} of {coverage['classes']:,} classes are in {coverage['dictionary']}"
+    """How many classes and captions are known, for people."""
+    parts = [f"{coverage['covered']:,} of {coverage['classes']:,} classes"] if coverage["classes"] else []
+    if coverage.get("captions"):
+        parts.append(f"nouns of {coverage['captions_covered']:,} of {coverage['captions']:,} captions")
+    return f"{' and '.join(parts)} are in {coverage['dictionary']}"
+
+
+def numbered(captions: Sequence[str]) -> list[int]:
+    """A number for each, the same for equal ones."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(caption, len(numbers)) for caption in captions]
 
 
 def _candidates(images: ImageTexts, classes_file: Path | None, column: str, names: Path | None) -> Classes:

@@ -20,31 +20,40 @@ def classify(images: torch.Tensor, classes: torch.Tensor, labels: Sequence[int])
     own = torch.as_tensor(labels, dtype=torch.int64)
     if own.shape != images.shape[:1] or int(own.min()) < 0 or int(own.max()) >= len(classes):
         raise ValueError(f"labels: must be {len(images)} rows of the {len(classes)} classes")
-    ranks = torch.cat(
-        [_ranks(part, classes, of) for part, of in zip(images.split(_ROWS), own.split(_ROWS), strict=True)]
-    )
-    return {**_hits(ranks), "n": len(images)}
+    return _hits(_ranks(images, classes, own, torch.arange(len(classes))))
 
 
-def retrieve(images: torch.Tensor, texts: torch.Tensor) -> dict[str, dict[str, float | int]]:
+def retrieve(
+    images: torch.Tensor, texts: torch.Tensor, labels: Sequence[int] | None = None
+) -> dict[str, dict[str, float | int]]:
     """{"image_to_text", "text_to_image"}, each as `classify`: whether row i of (N, D) finds row i of the other.
 
+    labels: rows with equal ones may be found for each other, as images with the same caption.
     Raises ValueError for shapes that do not fit and embeddings that are not finite.
     """
-    if len(images) != len(texts):
-        raise ValueError(f"texts: there are {len(texts)} for {len(images)} images; pass one for each")
-    own = range(len(images))
-    return {"image_to_text": classify(images, texts, own), "text_to_image": classify(texts, images, own)}
+    _check(images, texts)
+    own = torch.as_tensor(range(len(images)) if labels is None else labels, dtype=torch.int64)
+    if len(texts) != len(images) or len(own) != len(images):
+        raise ValueError(f"texts, labels: {len(texts)} and {len(own)} for {len(images)} images; pass one for each")
+    return {
+        "image_to_text": _hits(_ranks(images, texts, own, own)),
+        "text_to_image": _hits(_ranks(texts, images, own, own)),
+    }
 
 
-def _ranks(queries: torch.Tensor, answers: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """How many answers are as near as the right one, which is not counted."""
-    scores = queries.float() @ answers.float().T
-    return (scores >= scores.gather(1, own[:, None])).sum(dim=1) - 1
+def _ranks(queries: torch.Tensor, answers: torch.Tensor, own: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """How many answers with other labels (C,) are as near as the nearest one with the query's own (N,)."""
+    ranks = []
+    for part, wanted in zip(queries.split(_ROWS), own.split(_ROWS), strict=True):
+        scores, right = part.float() @ answers.float().T, wanted[:, None] == labels
+        best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
+        ranks.append(((scores >= best) & ~right).sum(dim=1))
+    return torch.cat(ranks)
 
 
 def _hits(ranks: torch.Tensor) -> dict[str, float | int]:
-    return {"accuracy": float((ranks < 1).double().mean()), "top5": float((ranks < TOP).double().mean())}
+    hits = [float((ranks < top).double().mean()) for top in (1, TOP)]
+    return {"accuracy": hits[0], "top5": hits[1], "n": len(ranks)}
 
 
 def _check(images: torch.Tensor, classes: torch.Tensor) -> None:
