@@ -106,6 +106,13 @@ def refuse_widths(rank):
     return str(caught.value)
 
 
+def refuse_dtypes(rank):
+    image = torch.ones(3, 4, dtype=torch.bfloat16 if rank else torch.float16)
+    with pytest.raises(ValueError) as caught:
+        clip_loss(image, image, 1.0, group=torch.distributed.group.WORLD)
+    return str(caught.value)
+
+
 def refuse_nan(rank):
     image = torch.ones(3, 4)
     image[1] = torch.nan if rank else 1.0
@@ -117,5 +124,7 @@ def refuse_nan(rank):
 def test_every_process_hears_what_is_wrong_in_one(two_processes):
     for message in two_processes(refuse_widths):
         assert "widths [4, 5]" in message
+    for message in two_processes(refuse_dtypes):  # of one size, but not one dtype
+        assert "dtypes torch.float16, torch.bfloat16" in message
     first, second = two_processes(refuse_nan)
     assert "another process" in first and "image has NaN or infinity in 1 of 3 rows" in second

@@ -13,7 +13,7 @@ import typer
 
 from ..data import ImageTexts, InputError, read_image_texts
 from ..data.labels import in_order
-from .backbone import load_backbone, load_preprocessor
+from .backbone import LoadedBackbone, find_backbone, load_backbone, load_preprocessor
 from .dictionaries import open_dictionary
 from .ladder_options import settings_of_the_user
 from .output import note, on_terminal
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..knowledge import ClassEmbeddings, ClassPrompts, Dictionary, Match
 
 SAVED = "klite.json"
+TWO_TOWERS = ("clip", "siglip")
 TOKENIZER, PROCESSOR = "tokenizer", "image_processor"
 
 Backbone = Annotated[
@@ -97,16 +98,34 @@ def load_image_text(backbone: str | None, model: Path | None, text_backbone: str
 def _own(backbone: str) -> ImageText:
     from ..contrastive import DualEncoder
 
+    loaded, processor = load_both_towers(
+        backbone, "pass a CLIP or SigLIP model, or train one on it by tlfast klite train and pass --model"
+    )
+    return ImageText(DualEncoder(loaded.model).eval(), loaded.tokenizer, processor, loaded.name)
+
+
+def load_both_towers(backbone: str, advice: str) -> tuple[LoadedBackbone, Any]:
+    """A CLIP or SigLIP model with its tokenizer, and its image processor; InputError, with advice, for another model.
+
+    A folder's configuration is looked at first: other models may lack what would be loaded.
+    """
+    _check_both(backbone, _written_type(Path(find_backbone(backbone)) / "config.json"), advice)
     loaded = load_backbone(backbone)
+    _check_both(backbone, getattr(loaded.model.config, "model_type", None), advice)
+    return loaded, load_preprocessor(loaded.name, "AutoImageProcessor")
+
+
+def _written_type(config: Path) -> str | None:
+    """What kind of model a folder holds; None where it is not a folder, or damaged, as loading then says."""
     try:
-        dual = DualEncoder(loaded.model).eval()
-    except ValueError:
-        kind = getattr(loaded.model.config, "model_type", "different")
-        raise InputError(
-            f"--backbone {backbone}: a {kind} model does not compare images and texts; pass a CLIP or SigLIP model, or "
-            "train one on it by tlfast klite train and pass --model"
-        ) from None
-    return ImageText(dual, loaded.tokenizer, load_preprocessor(loaded.name, "AutoImageProcessor"), loaded.name)
+        return json.loads(config.read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _check_both(backbone: str, kind: Any, advice: str) -> None:
+    if kind not in (None, *TWO_TOWERS):
+        raise InputError(f"--backbone {backbone}: a {kind} model does not read both images and texts; {advice}")
 
 
 def _trained(folder: Path, backbone: str | None, text_backbone: str | None) -> ImageText:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..data import ImageTexts, InputError, read_image_texts, split_random, split_stratified
 from ..data.labels import in_order
-from .backbone import load_backbone, load_preprocessor
-from .image_text import Classes, ImageText, Knowledge, named
+from .backbone import load_backbone
+from .image_text import Classes, ImageText, Knowledge, load_both_towers, named
 from .ladder_options import settings_of_the_user
 from .output import note
 
@@ -226,12 +226,7 @@ class Towers:
 def load_towers(backbone: str, text_backbone: str | None, wanted: TowerOptions) -> Towers:
     """Load the models; InputError where they cannot be, and where the image model alone has no text tower."""
     if text_backbone is None:
-        loaded = load_backbone(backbone)
-        if not hasattr(loaded.model, "get_text_features"):
-            raise InputError(
-                f"--backbone {backbone}: has no text tower; add --text-backbone, or pass a CLIP or SigLIP model"
-            )
-        processor = load_preprocessor(loaded.name, "AutoImageProcessor")
+        loaded, processor = load_both_towers(backbone, "add --text-backbone, or pass a CLIP or SigLIP model")
         return Towers(loaded.model, None, loaded.tokenizer, processor, (loaded.name, None), wanted)
     image = load_backbone(backbone, preprocessor_class="AutoImageProcessor")
     text = load_backbone(text_backbone)

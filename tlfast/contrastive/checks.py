@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import torch
 
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
 
 def embeddings(image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Both in one dtype, the wider one."""
     for name, x in (("image", image), ("text", text)):
-        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        if not isinstance(x, torch.Tensor) or x.dtype not in DTYPES:
             given = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
-            raise ValueError(f"{name} must be a floating-point tensor of embeddings, not {given}")
+            raise ValueError(f"{name} must be a floating-point tensor of embeddings, of 16 bits or more, not {given}")
         if x.dim() != 2 or 0 in x.shape:
             raise ValueError(f"{name} must be (B, D) with at least one row and one column, not {tuple(x.shape)}")
     if text.shape != image.shape:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from .checks import DTYPES
+
 
 class Batch:
     """images (N, D): this process's; texts (M, D): those of all processes, its own from `first` on.
@@ -57,14 +59,15 @@ class Batch:
 
 def _sizes(texts: torch.Tensor, group: Any) -> list[int]:
     """How many pairs each process has; ValueError in all of them where widths or dtypes differ."""
-    mine = torch.tensor([*texts.shape, texts.element_size()], device=texts.device)
+    # by its place: float16 and bfloat16 are of one size
+    mine = torch.tensor([*texts.shape, DTYPES.index(texts.dtype)], device=texts.device)
     found = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(found, mine, group=group)
-    sizes, widths, bytes_a_number = torch.stack(found).T.tolist()
-    if len(set(widths)) > 1 or len(set(bytes_a_number)) > 1:
+    sizes, widths, dtypes = torch.stack(found).T.tolist()
+    if len(set(widths)) > 1 or len(set(dtypes)) > 1:
         raise ValueError(
-            f"image and text must have one width and dtype in all processes, not widths {widths} and {bytes_a_number} "
-            "bytes a number"
+            f"image and text must have one width and dtype in all processes, not widths {widths} and dtypes "
+            f"{', '.join(str(DTYPES[i]) for i in dtypes)}"
         )
     return sizes
 

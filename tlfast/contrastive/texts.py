@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..training import processes
 from .encoders import TextEncoder
 
 FEATURE_BYTES = 2 << 30  # kept features; what takes more is made anew at every step
@@ -63,8 +64,8 @@ class TextBank:
 
     def draw(self, groups: torch.Tensor) -> list[str]:
         """A text of each group, (B,) int64, by PyTorch's generator, which transformers.Trainer saves for resuming."""
-        chances = torch.rand(len(groups), 2).tolist()
-        return [self._one(self.groups[i], *pair) for i, pair in zip(groups.tolist(), chances, strict=True)]
+        chances = torch.rand(processes.count(), len(groups), 2)[processes.rank()]  # all have the same generator
+        return [self._one(self.groups[i], *pair) for i, pair in zip(groups.tolist(), chances.tolist(), strict=True)]
 
     def standing_for(self, group: int) -> tuple[str, ...]:
         """The texts whose mean stands for a group when images are classified: those a step may take."""

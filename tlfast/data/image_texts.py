@@ -60,6 +60,8 @@ def read_image_texts(
         images = _of_folder(path)
         blank = [""] * len(images)
         return ImageTexts(path, images.files, images.labels or blank, blank)
+    if not path.exists():
+        raise InputError(f"{path}: there is no such folder or file; check the path")
     columns, rows = read_table(path)
     check_columns(path, columns, [image_column])
     texts = [name for name in (label_column, caption_column) if name in columns]

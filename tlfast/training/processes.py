@@ -31,9 +31,14 @@ def count() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Which of them this one is, from 0."""
+    return 0 if count() == 1 else dist.get_rank()
+
+
 def is_first() -> bool:
     """Whether this is the process that writes files and speaks."""
-    return count() == 1 or dist.get_rank() == 0
+    return rank() == 0
 
 
 def wait() -> None:
