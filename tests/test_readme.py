@@ -116,6 +116,31 @@ def test_the_knowledge_code_runs(tmp_path, monkeypatch):
     assert names["scores"].shape == (2, 3) and names["weight"] in names["accuracies"]
 
 
+def test_the_dual_encoder_code_runs(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    from tests.models import batch, tiny
+
+    monkeypatch.chdir(tmp_path)
+    names = {"vision_model": tiny("vit"), "text_model": tiny("bert"), "pixels": torch.randn(3, 3, 16, 16)}
+    names |= {"tokens": batch((9, 5, 12)), "labels": torch.tensor([0, 0, -1])}
+    exec(next(code for code in code_blocks("python") if "DualEncoder" in code), names)
+    assert names["similarity"].shape == (3, 3) and (tmp_path / "my-dual" / "model.safetensors").is_file()
+    assert all(p.grad is not None for p in names["dual"].parameters() if p.requires_grad)
+
+
+def test_the_options_of_the_image_commands_exist():
+    pytest.importorskip("transformers")
+    from typer.testing import CliRunner
+
+    from tlfast.cli import app
+
+    commands = next(block for block in code_blocks("sh") if "klite zeroshot" in block).splitlines()
+    for command in commands:
+        _, *path = command.split(" --")[0].split()
+        shown = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).stdout
+        assert all(option in shown for option in re.findall(r"--[a-z-]+", command)), command
+
+
 def test_linked_files_are_there():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert "benchmarks/ladder.svg" in links
