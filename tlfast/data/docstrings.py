@@ -25,7 +25,7 @@ MIN_WORDS, MAX_WORDS = 8, 90  # of a paragraph; of a text
 MAX_FILES = 500  # of a package; reading all of PyTorch would take longer than training on it
 
 # Any identifier that holds a package's name, and the short names that give one away.
-_NAMES = re.compile(r"\w*(?:python|numpy|torch)\w*|\b(?:np|aten|c10d?)\b", re.IGNORECASE)
+NAMES = re.compile(r"\w*(?:python|numpy|torch)\w*|\b(?:np|aten|c10d?)\b", re.IGNORECASE)
 _ROLE = re.compile(r":\w+(?::\w+)?:`~?([^`<]*?)\s*(?:<[^`]*>)?`")  # :class:`~a.B` is read as a.B
 _SIGNATURE = re.compile(r"[\w.]+\(.*\)(?:\s*->.*)?")
 # Indented lines are lists of arguments or code; the others are headings, examples and directives.
@@ -68,21 +68,28 @@ def package_roots() -> dict[str, Path]:
 
 
 def load_corpus(
-    train: int = 800, dev: int = 200, test: int = 400, seed: int = 0, roots: Mapping[str, Path] | None = None
+    train: int = 800,
+    dev: int = 200,
+    test: int = 400,
+    seed: int = 0,
+    roots: Mapping[str, Path] | None = None,
+    masked: re.Pattern[str] = NAMES,
+    files: int = MAX_FILES,
 ) -> Corpus:
     """Build the corpus from what is installed; the same versions and seed give the same texts in the same order.
 
     train, dev, test: texts of each package, spread over as many files as it has, so that what is learned is about the
         package and not about a few of its files. Where a package has too few, training shrinks for all, so that the
         classes stay balanced; dev and test never do.
-    roots: label -> folder of sources; None takes `package_roots()`.
+    roots: label -> folder of sources; None takes `package_roots()`. masked: what in a text gives its package away.
+    files: of a package that are read at most.
     Raises InputError where a package leaves nothing to train on.
     """
     roots = package_roots() if roots is None else roots
     seen: set[str] = set()
     split: dict[str, list[list[Passage]]] = {"test": [], "dev": [], "train": []}
     for label, root in roots.items():
-        modules = _thinned(_modules(label, root, seed, seen), train + dev + test)
+        modules = _thinned(_modules(label, root, seed, seen, masked, files), train + dev + test)
         for name, count in (("test", test), ("dev", dev), ("train", train)):
             split[name].append(_take(modules, count))
         if not split["train"][-1]:
@@ -92,7 +99,7 @@ def load_corpus(
     return Corpus(**{name: _mixed(classes, seed) for name, classes in split.items()})
 
 
-def read_passages(source: bytes, label: str, module: str) -> list[Passage]:
+def read_passages(source: bytes, label: str, module: str, masked: re.Pattern[str] = NAMES) -> list[Passage]:
     """The prose of each docstring in one source file, in its order; [] if the file cannot be parsed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in other people's sources
@@ -101,12 +108,15 @@ def read_passages(source: bytes, label: str, module: str) -> list[Passage]:
         except SyntaxError:
             return []  # a template or a file for another Python version
     docstrings = filter(None, map(_docstring, ast.walk(tree)))
-    texts = filter(None, map(prose, docstrings))
+    texts = filter(None, (prose(docstring, masked) for docstring in docstrings))
     return [Passage(text, label, module) for text in texts]
 
 
-def prose(docstring: str) -> str:
-    """Its paragraphs of prose of MIN_WORDS words at least, masked, on one line, cut to MAX_WORDS; "" without any."""
+def prose(docstring: str, masked: re.Pattern[str] = NAMES) -> str:
+    """Its paragraphs of prose of MIN_WORDS words at least, on one line, cut to MAX_WORDS; "" without any.
+
+    What `masked` matches is replaced by MASK.
+    """
     paragraphs = []
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
         if _NOT_PROSE.search(paragraph):
@@ -114,7 +124,7 @@ def prose(docstring: str) -> str:
         text = " ".join(_ROLE.sub(r"\1", paragraph).split())
         if _SIGNATURE.fullmatch(text):
             continue
-        text = _NAMES.sub(MASK, text)
+        text = masked.sub(MASK, text)
         if len(_WORD.findall(text.replace(MASK, ""))) >= MIN_WORDS:
             paragraphs.append(text)
     return " ".join(" ".join(paragraphs).split()[:MAX_WORDS])
@@ -129,15 +139,17 @@ def _docstring(node: ast.AST) -> str | None:
     return None
 
 
-def _modules(label: str, root: Path, seed: int, seen: set[str]) -> list[list[Passage]]:
+def _modules(
+    label: str, root: Path, seed: int, seen: set[str], masked: re.Pattern[str], most: int
+) -> list[list[Passage]]:
     """Each source file's texts that are not in `seen`, which grows; files and texts in an order drawn by the seed."""
     rng = random.Random(f"{seed} {label}")
     files = sorted(path.relative_to(root) for path in root.rglob("*.py"))
     files = [path for path in files if _SKIPPED.isdisjoint(path.parts)]
     modules = []
-    for path in rng.sample(files, min(len(files), MAX_FILES)):
+    for path in rng.sample(files, min(len(files), most)):
         fresh = []
-        for passage in read_passages((root / path).read_bytes(), label, path.as_posix()):
+        for passage in read_passages((root / path).read_bytes(), label, path.as_posix(), masked):
             key = " ".join(_WORD.findall(passage.text.lower()))
             if key not in seen:
                 seen.add(key)
