@@ -6,6 +6,7 @@ the tokens a text encoder takes, and embeddings of names and of knowledge are bl
 
 from .captions import CaptionText, augment_captions
 from .choice import CHOICES, choose_first, choose_nearest, describe
+from .class_captions import ClassCaption, make_class_captions
 from .coverage import Coverage, cover
 from .dictionary import Dictionaries, Dictionary
 from .embeddings import ClassEmbeddings, embed_classes
@@ -22,6 +23,7 @@ __all__ = [
     "KINDS",
     "TEMPLATES",
     "CaptionText",
+    "ClassCaption",
     "ClassEmbeddings",
     "ClassPrompts",
     "Coverage",
@@ -40,6 +42,7 @@ __all__ = [
     "cover",
     "describe",
     "embed_classes",
+    "make_class_captions",
     "make_prompts",
     "read_templates",
     "shorten",
