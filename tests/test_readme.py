@@ -53,6 +53,7 @@ def test_sections_are_in_their_order():
         "Heterogeneous graphs",
         "Sentence embeddings",
         "Class names with knowledge",
+        "Zero-shot, tried out",
         "More than one process",
         "A contrastive loss without the B x B matrix",
         "Figures",
@@ -139,6 +140,20 @@ def test_the_options_of_the_image_commands_exist():
         _, *path = command.split(" --")[0].split()
         shown = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).stdout
         assert all(option in shown for option in re.findall(r"--[a-z-]+", command)), command
+
+
+def test_the_detectors_code_runs():
+    pytest.importorskip("transformers")
+    from tests import detectors
+    from tlfast.knowledge import Sense
+
+    owlvit, owlvit_tokenizer = detectors.owlvit()
+    dino, dino_tokenizer = detectors.grounding_dino()
+    names = {"owlvit": owlvit, "owlvit_tokenizer": owlvit_tokenizer, "dino": dino, "dino_tokenizer": dino_tokenizer}
+    names |= {"names": detectors.NAMES, "pixel_values": torch.randn(1, 3, 64, 64)}
+    names["senses"] = [Sense(*both) for both in zip(detectors.NAMES, detectors.DEFINITIONS, strict=True)]
+    exec(next(code for code in code_blocks("python") if "make_class_captions" in code), names)
+    assert names["found"].logits.shape == (1, 16, 2) and names["scores"].shape == (1, 5, 2)
 
 
 def test_linked_files_are_there():
