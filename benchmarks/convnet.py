@@ -34,11 +34,12 @@ class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.first = nn.Sequential(Conv(inputs, outputs, 3, stride), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
-        self.second = nn.Sequential(Conv(outputs, outputs, 3), nn.BatchNorm2d(outputs))
-        self.shortcut = nn.Identity()
+        last = nn.BatchNorm2d(outputs)
+        self.second = nn.Sequential(Conv(outputs, outputs, 3), last)
+        self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or inputs != outputs:
             self.shortcut = nn.Sequential(nn.AvgPool2d(stride), Conv(inputs, outputs, 1), nn.BatchNorm2d(outputs))
-        nn.init.zeros_(self.second[1].weight)
+        nn.init.zeros_(last.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.relu(self.second(self.first(x)) + self.shortcut(x), inplace=True)
@@ -111,10 +112,10 @@ class Views:
         return (shifted + self.brightness * torch.randn(count, 3, 1, 1)).clamp(0, 1)
 
 
-def plain_view(pictures: torch.Tensor, size: int) -> torch.Tensor:
+def plain_view(pictures: torch.Tensor, size: int, zoom: float = 1.0, mirrored: bool = False) -> torch.Tensor:
     """(B, 4, H, W), premultiplied RGBA in [0, 1] -> (B, 3, size, size), on white."""
-    unmoved = torch.eye(2, 3).expand(len(pictures), 2, 3)
-    return _on_background(_sample(pictures, unmoved, size), torch.ones(1, 3, 1, 1))
+    move = torch.tensor([[-1.0 if mirrored else 1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]) / zoom
+    return _on_background(_sample(pictures, move.expand(len(pictures), 2, 3), size), torch.ones(1, 3, 1, 1))
 
 
 def _sample(pictures: torch.Tensor, moves: torch.Tensor, size: int) -> torch.Tensor:

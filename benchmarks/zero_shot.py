@@ -25,6 +25,7 @@ from tlfast.contrastive import DualEncoder, TextEncoder, TowerConfig
 NAMES, DEFINITIONS, BOTH, SHUFFLED = "names", "definitions", "both", "shuffled"
 KINDS = (NAMES, DEFINITIONS, BOTH, SHUFFLED)
 TOPS = (1, 5)
+_ZOOMS = (0.9, 1.0, 1.1)  # of the views, and their mirror images, whose embeddings are averaged
 _EVALUATED, _PIXELS, _CHUNK = 256, 16, 512
 _RESAMPLES = 2000
 
@@ -35,7 +36,7 @@ class Settings:
 
     width: int = 48
     size: int = 32
-    steps: int = 900
+    steps: int = 700
     batch: int = 128
     rate: float = 0.01
     decay: float = 0.05
@@ -62,9 +63,10 @@ def embed_texts(names: Sequence[Sequence[str]], wordnet: knowledge.Dictionary, t
     encode = encoder.features
     found = knowledge.cover(wordnet, [name[0] for name in names])
     senses = knowledge.choose_nearest(found.matches, encode)
-    spoken = [(name, sense) for all_names, sense in zip(names, senses, strict=True) for name in all_names]
+    spoken = [name for all_names in names for name in all_names]
+    meant = [sense for all_names, sense in zip(names, senses, strict=True) for _ in all_names]
     budget = knowledge.TokenBudget.of_tokenizer(tokenizer, encoder.max_length)
-    prompts = knowledge.make_prompts(*zip(*spoken, strict=True), budget, templates=("{}",))
+    prompts = knowledge.make_prompts(spoken, meant, budget, templates=("{}",))
     embedded = knowledge.embed_classes(prompts, encode)
     counts = [len(all_names) for all_names in names]
 
@@ -111,13 +113,15 @@ class Learner(nn.Module):
     def ranks(self, data: PictureSet, trial: Trial) -> dict[str, torch.Tensor]:
         """(R,) int64 by kind: how many candidates lie nearer to each picture of a trial than its own class."""
         self.eval()
-        pixels = [plain_view(_floats(rows, data), self.settings.size) for rows in trial.rows.split(_EVALUATED)]
+        parts = [_floats(rows, data) for rows in trial.rows.split(_EVALUATED)]
         views = [
-            torch.cat([self.network(part.flip(-1) if mirrored else part) for part in pixels]) for mirrored in (0, 1)
+            torch.cat([self.network(plain_view(part, self.settings.size, zoom, mirrored)) for part in parts])
+            for zoom in _ZOOMS
+            for mirrored in (False, True)
         ]
         found = {}
         for kind, dual in self.duals.items():
-            image = sum(dual.encode_image(features=view) for view in views)
+            image = torch.stack([dual.encode_image(features=view) for view in views]).sum(dim=0)
             scores = image @ dual.encode_text(features=self.texts[kind][trial.candidates]).T
             found[kind] = rank(scores, trial, data.labels)
         return found
@@ -141,8 +145,9 @@ def train(learner: Learner, data: PictureSet, settings: Settings, progress: Call
         loss = learner.loss(pixels, data.labels[rows])
         learned.zero_grad()
         loss.backward()
-        for part in (*found, *schedules):
-            part.step()
+        for optimiser, schedule in zip(found, schedules, strict=True):
+            optimiser.step()
+            schedule.step()
         averaged.update_parameters(learned)
         progress()
     learned.load_state_dict(copy.deepcopy(averaged.module.state_dict()))
@@ -231,10 +236,14 @@ def run(
         wall, cpu = time.perf_counter(), time.process_time()
         train(learner, data, settings)
         seconds.append((time.perf_counter() - wall, time.process_time() - cpu))
+        say(f"seed {seed}: trained in {seconds[-1][0]:.0f} s, of them {seconds[-1][1]:.0f} s of CPU time")
         for name, trial in data.trials.items():
+            shares = []
             for kind, ranks in learner.ranks(data, trial).items():
                 found[name].setdefault(kind, []).append(ranks)
-        say(f"seed {seed}: {seconds[-1][0]:.0f} s, of them {seconds[-1][1]:.0f} s of CPU time")
+                tops = " / ".join(f"{100 * float((ranks < top).double().mean()):.1f}" for top in TOPS)
+                shares.append(f"{kind} {tops}")
+            say(f"  {name}: {', '.join(shares)}")
     return Outcome(
         {name: {kind: torch.stack(ranks) for kind, ranks in kinds.items()} for name, kinds in found.items()}, seconds
     )
