@@ -28,7 +28,7 @@ TRIALS = (
     "unseen classes, unseen vendor",
     "seen classes, unseen vendor",
 )
-MINUTES = 15  # of training, all seeds
+_LUCK = 0.01  # by which an interval may miss chance
 _SAID = {
     NAMES: "names",
     DEFINITIONS: "with WordNet",
@@ -89,13 +89,9 @@ def test_emoji(benchmark: Any, ran: Ran, name: str) -> None:
         + f"; chance {100 * guessed[1]:.1f} / {100 * guessed[5]:.1f}",
         "how": "tlfast bench emoji",
     }
-    for top in zero_shot.TOPS:  # what pictures say about shuffled names of unseen classes is nothing
-        if name != "seen classes, unseen vendor":
-            assert (
-                abs(found[SHUFFLED][top].mean - guessed[top]) < 3 * max(guessed[top] / len(trial.rows), 0.0001) ** 0.5
-            )
-    if name != "unseen classes without a word of seen names":  # few pictures
-        assert found[BOTH][1].mean > found["pixels"][1].mean
+    if name != "seen classes, unseen vendor":  # what pictures say about shuffled names of unseen classes is nothing
+        for top, r in found[SHUFFLED].items():
+            assert r.low - _LUCK <= guessed[top] <= r.high + _LUCK
 
 
 def main() -> None:
