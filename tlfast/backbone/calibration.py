@@ -25,7 +25,7 @@ def smoothing(
     large hardly depends on the text. Empty for a model that cannot be run on either.
     Source: Xiao et al., "SmoothQuant", ICML 2023 (arXiv 2211.10438), equation 4.
     """
-    made_up = _made_up(base) if calibration is None else None
+    made_up = made_up_batch(base) if calibration is None else None
     batches = [made_up] if made_up is not None else calibration
     if batches is None:
         return {}
@@ -58,7 +58,7 @@ def _smooth(linear: Any, size: torch.Tensor) -> torch.Tensor:
     return (smooth / smooth.log().mean().exp()).contiguous()  # around 1: only ratios count
 
 
-def _made_up(base: Any) -> dict[str, torch.Tensor] | None:
+def made_up_batch(base: Any) -> dict[str, torch.Tensor] | None:
     """Inputs of no meaning, the same every time."""
     config: Any = getattr(base, "config", None)
     generator = torch.Generator().manual_seed(0)
