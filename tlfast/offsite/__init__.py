@@ -1,7 +1,21 @@
 """Offsite-tuning: two parties tune a model together, and neither sees the other's model or data."""
 
-from .block_map import emulator_blocks
+from .adapter import Adapter, save_adapter
+from .block_map import BlockMap, emulator_blocks
 from .bundle import Bundle
 from .making import make
+from .methods import Method, TaskSpec, tunable
+from .plugging import plug
 
-__all__ = ["Bundle", "emulator_blocks", "make"]
+__all__ = [
+    "Adapter",
+    "BlockMap",
+    "Bundle",
+    "Method",
+    "TaskSpec",
+    "emulator_blocks",
+    "make",
+    "plug",
+    "save_adapter",
+    "tunable",
+]
