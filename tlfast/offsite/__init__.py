@@ -3,6 +3,7 @@
 from .adapter import Adapter, save_adapter
 from .block_map import BlockMap, emulator_blocks
 from .bundle import Bundle
+from .distil import Distillation
 from .making import make
 from .methods import Method, TaskSpec, tunable
 from .plugging import plug
@@ -11,6 +12,7 @@ __all__ = [
     "Adapter",
     "BlockMap",
     "Bundle",
+    "Distillation",
     "Method",
     "TaskSpec",
     "emulator_blocks",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from . import preprocessor as preprocessors
 from .architecture import blocks_path, build, describe, fill, find_blocks, seeded, shortened, tensors_of
 from .block_map import BlockMap
 from .bundle import Bundle, write_bundle, write_manifest
-from .encoding import Encoded
-from .folder import new_folder
+from .distil import Distillation, distil
+from .folder import check_new, new_folder
 from .manifest import DTYPE, FORMAT, MOST_BLOCKS, VERSION
 from .recipes import Recipe
 from .seal import seal, seal_key
@@ -29,7 +29,9 @@ def make(
     emulator: str = "keep:2",
     out: str | Path = "bundle",
     preprocessor: Any = None,
+    distillation: Distillation | None = None,
     secret: bytes = b"",
+    progress: Callable[[float], Any] = lambda loss: None,
 ) -> Bundle:
     """Write what a data owner needs to tune a model it does not have, and return it as the data owner will read it.
 
@@ -39,6 +41,8 @@ def make(
     emulator: what is sent in place of the middle: "keep:N" of its blocks or "keep:all", "svd:RANK" of its matrices,
         "prune:FRACTION" of its feed-forwards' channels, "int8" or "nf4" for its matrices.
     out: a new folder. preprocessor: a fast tokenizer or an image processor, to be sent with it.
+    distillation: how the middle is trained to give what the full one gives; None for an emulator without any data.
+        progress is called with the loss of each of its steps.
     secret: where others may hold the model, such as a public one: bytes that `plug` will need again.
     Embeddings, final norm and head are sent too, as they are. Raises ValueError for what cannot be done, naming the
     argument, TypeError for another kind of model, InputError where `out` exists or cannot be written.
@@ -52,28 +56,30 @@ def make(
     described = shortened(describe(model), blocks.kept, blocks.total)
     small = shorter_copy(model, described, blocks)
     check_same(model, small, blocks)
+    described_preprocessor, tokenizer = (None, None) if preprocessor is None else preprocessors.describe(preprocessor)
+    check_new(Path(out))
     encoded = recipe.apply(small, blocks)
-    return write(Path(out), model, small, described, blocks, emulator, encoded, preprocessor, secret)
+    if distillation is not None:
+        with evaluating(model):
+            encoded = distil(model, small, blocks, encoded, distillation, progress)
+    distilled = None if distillation is None else distillation.to_dict()
+    manifest = _manifest(described, blocks, {"recipe": emulator, "distilled": distilled}, described_preprocessor)
+    with new_folder(Path(out)) as folder:
+        write_bundle(folder, manifest, small, encoded, tokenizer)
+        manifest["seal"] = seal(manifest, seal_key(model, secret))
+        write_manifest(folder, manifest)
+        return Bundle.read(folder)
 
 
-def write(
-    out: Path,
-    model: Any,
-    small: Any,
-    described: dict[str, Any],
-    blocks: BlockMap,
-    recipe: str,
-    encoded: dict[str, Encoded],
-    preprocessor: Any,
-    secret: bytes,
-) -> Bundle:
-    """Write an emulator as a bundle, sealed by the model it comes from, and read it again."""
+def _manifest(
+    described: dict[str, Any], blocks: BlockMap, emulator: dict[str, Any], preprocessor: dict[str, Any] | None
+) -> dict[str, Any]:
+    """All of a manifest but what is said of the files."""
     import transformers
 
     from .. import __version__
 
-    described_preprocessor, tokenizer = (None, None) if preprocessor is None else preprocessors.describe(preprocessor)
-    manifest = {
+    return {
         "format": FORMAT,
         "version": VERSION,
         "tlfast": __version__,
@@ -81,15 +87,10 @@ def write(
         "model": described,
         "dtype": DTYPE,
         "blocks": blocks.to_dict(),
-        "emulator": {"recipe": recipe, "distilled": None},
-        "preprocessor": described_preprocessor,
+        "emulator": emulator,
+        "preprocessor": preprocessor,
         "nonce": secrets.token_hex(16),
     }
-    with new_folder(out) as folder:
-        write_bundle(folder, manifest, small, encoded, tokenizer)
-        manifest["seal"] = seal(manifest, seal_key(model, secret))
-        write_manifest(folder, manifest)
-        return Bundle.read(folder)
 
 
 def check_model(model: Any) -> None:

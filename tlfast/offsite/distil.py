@@ -1,0 +1,200 @@
+"""Distillation: the emulator's middle learns to give what the full model's middle gives."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import clip_grad_norm_, parametrize
+
+from .architecture import find_blocks
+from .block_map import BlockMap
+from .encoding import Encoded
+
+_WARMUP = 0.05
+_LARGEST_NORM = 1.0
+_NAMES = ("steps", "learning_rate", "kd_weight", "lm_weight", "seed")
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How a middle is distilled.
+
+    batches: of the model's inputs, without labels; they are gone through in order, again and again. steps: of AdamW.
+    kd_weight, lm_weight: of matching the middle and, where the model is a causal language model, of predicting the next
+        token; the paper has 30 and 1 for language models, and no second loss for images. seed: recorded with the rest.
+    Raises ValueError for a setting out of range.
+    """
+
+    batches: Sequence[Mapping[str, torch.Tensor]]
+    steps: int = 1000
+    learning_rate: float = 3e-4
+    kd_weight: float = 30.0
+    lm_weight: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not len(self.batches):
+            raise ValueError("batches: there is none; distillation needs at least one batch of inputs")
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"steps: {self.steps!r} is not allowed; pass at least 1")
+        for name in ("learning_rate", "kd_weight"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: {getattr(self, name)!r} is not allowed; pass a finite number above 0")
+        if not 0 <= self.lm_weight < math.inf:
+            raise ValueError(f"lm_weight: {self.lm_weight!r} is not allowed; pass a finite number of at least 0")
+
+    def to_dict(self) -> dict[str, float]:
+        """As the manifest keeps it: nothing of the data."""
+        return {name: getattr(self, name) for name in _NAMES}
+
+
+def distil(
+    model: Any,
+    emulator: Any,
+    blocks: BlockMap,
+    encoded: Mapping[str, Encoded],
+    settings: Distillation,
+    progress: Callable[[float], Any] = lambda loss: None,
+) -> dict[str, Encoded]:
+    """Train the emulator's middle in place, against the full model's; the new parts of what is stored in parts.
+
+    loss = kd_weight mean(((t - s) / rms(t))^2) + lm_weight (next-token loss), where t is what the full middle gives for
+    the emulator's own input and s what the emulator's gives, both over the tokens that are no padding. Dropout is off.
+    Low-rank matrices keep their rank and pruned channels stay zero. progress is called with each step's loss.
+    Raises ValueError for a middle in fewer bits, and FloatingPointError where the loss stops being finite.
+    Source: Xiao, Lin, Han 2023 (arXiv 2302.04870), section 3.2, and its code for the weights.
+    """
+    if any(value.kind != "low-rank" for value in encoded.values()):
+        raise ValueError(
+            "distillation: int8 and nf4 weights cannot be trained; leave it out, or use svd, prune or keep"
+        )
+    path_blocks = find_blocks(emulator).blocks
+    middle = nn.ModuleList([path_blocks[place] for place in blocks.middle_places])
+    writes_text = settings.lm_weight > 0 and emulator.can_generate() and not emulator.config.is_encoder_decoder
+    emulator.requires_grad_(False)
+    middle.requires_grad_(True)
+    with _low_rank(emulator, encoded) as factors, _zeros_kept(middle):
+        optimizer = torch.optim.AdamW([p for p in middle.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0)
+        for step, batch in enumerate(itertools.islice(itertools.cycle(settings.batches), settings.steps)):
+            optimizer.param_groups[0]["lr"] = settings.learning_rate * _schedule(step, settings.steps)
+            loss = _loss(model, emulator, blocks, batch, settings, writes_text)
+            if not bool(loss.isfinite()):
+                raise FloatingPointError(f"the loss of distillation is {loss.item()} at step {step}; use a lower rate")
+            loss.backward()
+            clip_grad_norm_(middle.parameters(), _LARGEST_NORM)
+            optimizer.step()
+            _put_zeros(middle)
+            optimizer.zero_grad()
+            progress(loss.item())
+        parts = {name: {part: x.detach().clone() for part, x in made.items()} for name, made in factors().items()}
+    emulator.requires_grad_(True).eval()
+    return {name: Encoded(value.kind, value.rank, value.columns, parts[name]) for name, value in encoded.items()}
+
+
+def _loss(
+    model: Any, emulator: Any, blocks: BlockMap, batch: Mapping[str, torch.Tensor], settings: Distillation, text: bool
+) -> torch.Tensor:
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    mask = inputs.get("attention_mask")
+    labels = None
+    if text:
+        labels = inputs["input_ids"] if mask is None else inputs["input_ids"].masked_fill(mask == 0, -100)
+    first = blocks.adapter[0]
+    with torch.no_grad(), _output_of(model, blocks.total - blocks.adapter[1] - 1) as full:
+        model(**inputs)
+    with _output_of(emulator, first + len(blocks.middle) - 1) as small:
+        output = emulator(**inputs, labels=labels) if text else emulator(**inputs)
+    target, made = (_real(x[0], mask) for x in (full, small))
+    rms = target.square().mean().sqrt()
+    loss = settings.kd_weight * ((target - made) / rms).square().mean()
+    return loss + settings.lm_weight * output.loss if text else loss
+
+
+def _real(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The states of the tokens that are no padding."""
+    return hidden if mask is None else hidden[mask.bool()]
+
+
+@contextmanager
+def _output_of(model: Any, place: int) -> Iterator[list[torch.Tensor]]:
+    """A list that gets the output of one block when the model runs."""
+    found: list[torch.Tensor] = []
+
+    def keep(_block: Any, _args: Any, output: Any) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = find_blocks(model).blocks[place].register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+class _Product(nn.Module):
+    """A weight as the product of two factors."""
+
+    def __init__(self, encoded: Encoded) -> None:
+        super().__init__()
+        self.encoded = encoded
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return left @ right
+
+    def right_inverse(self, _weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where training starts."""
+        return self.encoded.parts["left"].clone(), self.encoded.parts["right"].clone()
+
+
+@contextmanager
+def _low_rank(emulator: nn.Module, encoded: Mapping[str, Encoded]) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Inside, the encoded weights are products of factors that are trained; gives what returns the factors."""
+    owners = {name: emulator.get_submodule(name.removesuffix(".weight")) for name in encoded}
+    for name, module in owners.items():
+        parametrize.register_parametrization(module, "weight", _Product(encoded[name]), unsafe=True)
+
+    def factors() -> dict[str, Any]:
+        lists: dict[str, Any] = {name: module.parametrizations["weight"] for name, module in owners.items()}  # type: ignore
+        return {name: {"left": x.original0, "right": x.original1} for name, x in lists.items()}
+
+    try:
+        yield factors
+    finally:
+        for module in owners.values():
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+
+
+@contextmanager
+def _zeros_kept(middle: nn.Module) -> Iterator[None]:
+    """Inside, `_put_zeros` restores what is exactly zero now: pruned channels."""
+    for parameter in middle.parameters():
+        gone = parameter.detach() == 0
+        parameter.pruned = gone if parameter.dim() == 2 and bool(gone.any()) else None  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for parameter in middle.parameters():
+            if hasattr(parameter, "pruned"):
+                del parameter.pruned
+
+
+@torch.no_grad()
+def _put_zeros(middle: nn.Module) -> None:
+    for parameter in middle.parameters():
+        gone = getattr(parameter, "pruned", None)
+        if gone is not None:
+            parameter.masked_fill_(gone, 0)
+
+
+def _schedule(step: int, steps: int) -> float:
+    """A share of the learning rate: a short linear warmup, then a half cosine down to nothing."""
+    warmup = max(1, round(_WARMUP * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
