@@ -17,8 +17,8 @@ BAD = ["bad", "poor", "awful", "dull"]
 NEUTRAL = ["the", "film", "a", "plot", "is", "was"]
 
 
-def save_backbone(folder: Path, seed: int = 0) -> Path:
-    """A random BERT with two blocks and a vocabulary of the words above."""
+def save_backbone(folder: Path, seed: int = 0, blocks: int = 2) -> Path:
+    """A random BERT with so many blocks and a vocabulary of the words above."""
     folder.mkdir()
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *NEUTRAL]
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
@@ -26,7 +26,7 @@ def save_backbone(folder: Path, seed: int = 0) -> Path:
     config = BertConfig(
         vocab_size=len(vocabulary),
         hidden_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=blocks,
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=32,

@@ -36,12 +36,12 @@ def words_tokenizer(words: Sequence[str], specials: dict[str, str], closing: boo
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **specials)
 
 
-def save_gpt2(folder: Path, seed: int = 0) -> Path:
+def save_gpt2(folder: Path, seed: int = 0, blocks: int = 2) -> Path:
     """A random GPT-2 whose tokenizer knows digits and has no padding token."""
     torch.manual_seed(seed)
     specials = {"eos_token": "<eos>", "unk_token": "<unk>"}
     config = GPT2Config(
-        vocab_size=len(NUMBERS) + 2, n_embd=32, n_layer=2, n_head=2, n_positions=32, bos_token_id=0, eos_token_id=0
+        vocab_size=len(NUMBERS) + 2, n_embd=32, n_layer=blocks, n_head=2, n_positions=32, bos_token_id=0, eos_token_id=0
     )
     GPT2LMHeadModel(config).save_pretrained(folder)
     words_tokenizer(NUMBERS, specials).save_pretrained(folder)
@@ -63,11 +63,16 @@ def save_t5(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def save_vit(folder: Path, seed: int = 0) -> Path:
+def save_vit(folder: Path, seed: int = 0, blocks: int = 2) -> Path:
     """A random ViT for images of 16 x 16 pixels."""
     torch.manual_seed(seed)
     config = ViTConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=16, patch_size=8
+        hidden_size=32,
+        num_hidden_layers=blocks,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=16,
+        patch_size=8,
     )
     ViTModel(config).save_pretrained(folder)
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)

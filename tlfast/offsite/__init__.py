@@ -7,13 +7,17 @@ from .distil import Distillation
 from .making import make
 from .methods import Method, TaskSpec, tunable
 from .plugging import plug
+from .recipes import Recipe
+from .tasks import TASKS
 
 __all__ = [
+    "TASKS",
     "Adapter",
     "BlockMap",
     "Bundle",
     "Distillation",
     "Method",
+    "Recipe",
     "TaskSpec",
     "emulator_blocks",
     "make",

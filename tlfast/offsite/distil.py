@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -22,6 +21,14 @@ _LARGEST_NORM = 1.0
 _NAMES = ("steps", "learning_rate", "kd_weight", "lm_weight", "seed")
 
 
+class Batches(Protocol):
+    """A list of batches, or what makes them when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Mapping[str, torch.Tensor]: ...
+
+
 @dataclass(frozen=True)
 class Distillation:
     """How a middle is distilled.
@@ -32,7 +39,7 @@ class Distillation:
     Raises ValueError for a setting out of range.
     """
 
-    batches: Sequence[Mapping[str, torch.Tensor]]
+    batches: Batches
     steps: int = 1000
     learning_rate: float = 3e-4
     kd_weight: float = 30.0
@@ -82,7 +89,8 @@ def distil(
     middle.requires_grad_(True)
     with _low_rank(emulator, encoded) as factors, _zeros_kept(middle):
         optimizer = torch.optim.AdamW([p for p in middle.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0)
-        for step, batch in enumerate(itertools.islice(itertools.cycle(settings.batches), settings.steps)):
+        for step in range(settings.steps):
+            batch = settings.batches[step % len(settings.batches)]
             optimizer.param_groups[0]["lr"] = settings.learning_rate * _schedule(step, settings.steps)
             loss = _loss(model, emulator, blocks, batch, settings, writes_text)
             if not bool(loss.isfinite()):

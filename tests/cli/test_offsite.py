@@ -1,0 +1,236 @@
+"""tlfast offsite: two parties, and what each is refused in one line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("typer")
+
+import torch
+import transformers
+from typer.testing import CliRunner
+
+from tests.cli.ladder_runs import save_backbone, write_sentences
+from tests.cli.task_runs import save_gpt2, save_vit, write_colours, write_counting
+from tlfast.cli import app
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["offsite", *map(str, arguments)], catch_exceptions=False)
+
+
+def done(*arguments):
+    """The JSON of a command that ended well."""
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert len(result.stdout.strip().splitlines()) == 1
+    return json.loads(result.stdout)
+
+
+def refused(*arguments, words):
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == "" and len(result.stderr.strip().splitlines()) == 1
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """The owner's model and bundle, the other's data, a run on them, and the plugged model."""
+    folder = tmp_path_factory.mktemp("offsite")
+    save_backbone(folder / "model", blocks=5)
+    write_sentences(folder / "train.tsv", 400, 1)
+    write_sentences(folder / "test.tsv", 60, 2)
+    done("make", "--model", folder / "model", "--adapter", "1,1", "--emulator", "keep:2", "--out", folder / "bundle")
+    metrics = train(folder, "run", "--epochs", 5)
+    done("plug", "--model", folder / "model", "--adapter", folder / "run", "--out", folder / "plugged")
+    return folder, metrics
+
+
+def train(folder, out, *more, bundle="bundle"):
+    data = ("--train", folder / "train.tsv", "--test", folder / "test.tsv", "--lr", "3e-3")
+    return done("train", folder / bundle, *data, "--out", folder / out, *more)
+
+
+def test_both_learn_and_the_plugged_model_loads_by_transformers_alone(world):
+    folder, metrics = world
+    assert metrics["accuracy"] > 0.8, "the emulator learned"
+    assert metrics["settings"]["method"]["name"] == "full" and metrics["saved_bytes_per_sample"] > 0
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "plugged").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "plugged")
+    rows = [line.split("\t") for line in (folder / "test.tsv").read_text().splitlines()[1:]]
+    with torch.no_grad():
+        logits = model(**tokenizer([text for text, _ in rows], padding=True, return_tensors="pt")).logits
+    right = [model.config.id2label[i] == label for i, (_, label) in zip(logits.argmax(1).tolist(), rows, strict=True)]
+    assert sum(right) / len(right) > 0.8
+
+
+def test_only_one_folder_goes_back_and_the_run_keeps_the_rest(world):
+    folder, metrics = world
+    assert sorted(path.name for path in (folder / "run" / "adapter").iterdir()) == [
+        "adapter.safetensors",
+        "manifest.json",
+    ]
+    assert json.loads((folder / "run" / "metrics.json").read_text()) == metrics
+    assert (folder / "run" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    sent = (folder / "run" / "adapter" / "manifest.json").read_text()
+    assert "train.tsv" not in sent and "accuracy" not in sent and str(folder) not in sent
+    assert str(folder) not in (folder / "bundle" / "manifest.json").read_text()
+
+
+@pytest.mark.parametrize("method", ["lora", "ladder"])
+def test_other_methods(world, method, tmp_path):
+    folder, _ = world
+    metrics = train(folder, tmp_path / "run", "--method", method, "--reduction", 4, "--epochs", 2)
+    result = done(
+        "plug", "--model", folder / "model", "--adapter", tmp_path / "run" / "adapter", "--out", tmp_path / "p"
+    )
+    assert metrics["settings"]["method"]["name"] == result["method"] == method
+    assert result["class"] == {"lora": "BertForSequenceClassification", "ladder": "LadderModel"}[method]
+
+
+WATCH = """
+import os, sys
+
+def watch(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        raise RuntimeError(f"{event}: {arguments}")
+    if event == "open" and isinstance(arguments[0], str) and "owner" in os.path.abspath(arguments[0]).split(os.sep):
+        raise RuntimeError(f"opened {arguments[0]}")
+
+sys.addaudithook(watch)
+from tlfast.cli import main
+sys.argv[0] = "tlfast"
+main()
+"""
+
+
+def test_training_needs_the_bundle_and_nothing_else(world, tmp_path):
+    """A process of its own, in which the full model's folder does not exist; no file of its owner is opened."""
+    folder, metrics = world
+    (tmp_path / "theirs").mkdir()
+    for name in ("bundle", "train.tsv", "test.tsv"):
+        (shutil.copytree if name == "bundle" else shutil.copy)(folder / name, tmp_path / "theirs" / name)
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "theirs"), "HF_HUB_OFFLINE": "1"}
+    environment |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
+    arguments = ["train", "bundle", "--train", "train.tsv", "--test", "test.tsv", "--lr", "3e-3", "--epochs", "5"]
+    moved = (folder / "model").rename(tmp_path / "owner")
+    try:
+        outcome = subprocess.run(
+            [sys.executable, "-c", WATCH, "offsite", *arguments, "--out", "run", "--json"],
+            cwd=tmp_path / "theirs", env=environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+    finally:
+        moved.rename(folder / "model")
+    assert outcome.returncode == 0, outcome.stderr
+    assert json.loads(outcome.stdout)["test"] == metrics["test"]
+    same = [path / "adapter" / "adapter.safetensors" for path in (folder / "run", tmp_path / "theirs" / "run")]
+    assert same[0].read_bytes() == same[1].read_bytes()
+
+
+def test_a_language_model(tmp_path):
+    save_gpt2(tmp_path / "model", blocks=4)
+    write_counting(tmp_path / "train.txt", 300, 1)
+    write_counting(tmp_path / "test.txt", 40, 2)
+    distil = ("--distill", tmp_path / "train.txt", "--steps", 5)
+    made = done(
+        "make",
+        "--model",
+        tmp_path / "model",
+        "--adapter",
+        "1,1",
+        "--emulator",
+        "svd:4",
+        "--out",
+        tmp_path / "b",
+        *distil,
+    )
+    assert made["middle"] == [1, 2]
+    assert json.loads((tmp_path / "b" / "manifest.json").read_text())["emulator"]["distilled"]["steps"] == 5
+    data = ("--train", tmp_path / "train.txt", "--test", tmp_path / "test.txt", "--task", "causal-lm", "--lr", "3e-3")
+    metrics = done("train", tmp_path / "b", *data, "--out", tmp_path / "run", "--epochs", 3)
+    assert metrics["test"]["perplexity"] < 9
+    done("plug", "--model", tmp_path / "model", "--adapter", tmp_path / "run", "--out", tmp_path / "plugged")
+    assert type(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "plugged")).__name__ == "GPT2LMHeadModel"
+
+
+def test_images(tmp_path):
+    pytest.importorskip("PIL")
+    save_vit(tmp_path / "model", blocks=4)
+    write_colours(tmp_path / "train", 60, 1)
+    write_colours(tmp_path / "test", 20, 2)
+    distil = ("--distill", tmp_path / "train" / "red", "--steps", 2)
+    done("make", "--model", tmp_path / "model", "--adapter", "1,1", "--out", tmp_path / "b", *distil)
+    data = (
+        "--train",
+        tmp_path / "train",
+        "--test",
+        tmp_path / "test",
+        "--task",
+        "image-classification",
+        "--lr",
+        "3e-3",
+    )
+    metrics = done("train", tmp_path / "b", *data, "--out", tmp_path / "run", "--epochs", 3)
+    assert metrics["accuracy"] > 0.8
+    done("plug", "--model", tmp_path / "model", "--adapter", tmp_path / "run", "--out", tmp_path / "plugged")
+    loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "plugged")
+    assert loaded.config.id2label == {0: "blue", 1: "red"}
+
+
+def test_refusals(world, tmp_path):
+    folder, _ = world
+    model, out = folder / "model", tmp_path / "out"
+    make = ("make", "--model", model, "--out", out, "--adapter", "1,1")
+    refused(*make, "--emulator", "keep:9", words=["keep: 9 of the 3 middle blocks"])
+    refused(*make, "--emulator", "nf5", words=["emulator: 'nf5' is not available"])
+    refused(*make, "--adapter", "two", words=["--adapter 'two'"])
+    refused(*make, "--adapter", "3,2", words=["leaves no middle block of 5"])
+    refused(*make, "--steps", 3, words=["--steps: means nothing without --distill"])
+    refused(*make, "--distill", tmp_path / "no.txt", words=["no.txt"])
+    refused(*make, "--secret", tmp_path / "no", words=["--secret", "cannot be read"])
+    (tmp_path / "short").write_text("x")
+    refused(*make, "--secret", tmp_path / "short", words=["at least 16"])
+    text = ("--distill", folder / "train.tsv")
+    refused(*make, "--emulator", "int8", *text, "--steps", 1, words=["int8 and nf4 weights cannot be trained"])
+    refused(*make, *text, "--steps", 9, "--distill-lr", 1e30, words=["--distill-lr: the loss"])
+    refused("make", "--model", model, "--out", folder / "bundle", words=["is there already"])
+    data = ("--train", folder / "train.tsv", "--test", folder / "test.tsv", "--out", out)
+    refused("train", tmp_path / "nothing", *data, words=["cannot be read"])
+    refused("train", folder / "model", *data, words=["does not belong there"])
+    refused("train", folder / "bundle", *data, "--task", "causal-lm", words=["has no language-model head"])
+    refused("train", folder / "bundle", *data, "--task", "seq2seq-lm", words=["choose one of causal-lm"])
+    refused("train", folder / "bundle", *data, "--method", "prefix", words=["method: 'prefix'"])
+    refused("train", folder / "bundle", *data, "--text-column", "words", words=["words"])
+    refused("train", folder / "bundle", *data[:-1], folder / "run", words=["already has a folder adapter"])
+    refused("train", folder / "bundle", *data, "--method", "ladder", "--reduction", 3, words=["reduction: 3"])
+    plug = ("plug", "--model", model, "--out", out)
+    refused(*plug, "--adapter", folder / "bundle", words=["is refused"])
+    refused(*plug, "--adapter", tmp_path, words=["does not belong there"])
+    save_backbone(tmp_path / "other", seed=1, blocks=5)
+    refused(
+        "plug", "--model", tmp_path / "other", "--adapter", folder / "run", "--out", out, words=["not made of this"]
+    )
+    refused(*plug[:3], "--out", folder / "plugged", "--adapter", folder / "run", words=["is there already"])
+    assert not out.exists()
+
+
+def test_a_secret_must_come_again(world, tmp_path):
+    folder, _ = world
+    (tmp_path / "secret").write_bytes(os.urandom(32))
+    make = ("make", "--model", folder / "model", "--adapter", "1,1", "--emulator", "keep:1", "--out", tmp_path / "b")
+    done(*make, "--secret", tmp_path / "secret")
+    data = ("--train", folder / "train.tsv", "--test", folder / "test.tsv", "--epochs", 1)
+    done("train", tmp_path / "b", *data, "--out", tmp_path / "run")
+    plug = ("plug", "--model", folder / "model", "--adapter", tmp_path / "run", "--out", tmp_path / "p")
+    refused(*plug, words=["or with another secret"])
+    refused(*plug, "--secret", tmp_path / "secret", "--bundle", folder / "bundle", words=["another bundle"])
+    done(*plug, "--secret", tmp_path / "secret", "--bundle", tmp_path / "b")

@@ -1,0 +1,123 @@
+"""The full model that a command of tlfast offsite is given, and the data to distil its emulator on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.errors import InputError
+from .backbone import LoadedBackbone, find_backbone, load_backbone
+from .ladder_options import settings_of_the_user
+
+if TYPE_CHECKING:
+    from ..offsite import Distillation
+
+_BATCH, _LENGTH = 32, 128
+
+
+def load_owner(name: str) -> LoadedBackbone:
+    """The model to make a bundle of, and its preprocessor: a language model with its head, an encoder without one."""
+    from transformers import AutoConfig
+
+    source = find_backbone(name)
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model {name!r}: its configuration cannot be read ({' '.join(str(error).split())})"
+        ) from error
+    return load_named(name, {"class": _class_of(config), "type": config.model_type})
+
+
+def load_named(name: str, described: Mapping[str, Any]) -> LoadedBackbone:
+    """The model in the class that a bundle was made with, and its preprocessor."""
+    from ..offsite.architecture import model_class
+
+    if not described["class"].startswith("Auto"):
+        model_class(described["class"], described["type"])
+    preprocessor = "AutoImageProcessor" if _reads_images(described["type"]) else "AutoTokenizer"
+    return load_backbone(name, described["class"], preprocessor)
+
+
+def read_secret(path: Path | None) -> bytes:
+    """The owner's secret; empty for none."""
+    if path is None:
+        return b""
+    try:
+        secret = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"--secret {path}: cannot be read ({error.strerror}); check the path") from error
+    if len(secret) < 16:
+        raise InputError(f"--secret {path}: has {len(secret)} bytes; write at least 16 random ones into it")
+    return secret
+
+
+def distillation_of(
+    loaded: LoadedBackbone, path: Path | None, steps: int | None, rate: float | None, seed: int
+) -> Distillation | None:
+    """The distillation that the options describe; None without --distill."""
+    from ..offsite import Distillation
+
+    options = {"steps": steps, "learning_rate": rate}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if path is None:
+        if given:
+            option = "--steps" if "steps" in given else "--distill-lr"
+            raise InputError(f"{option}: means nothing without --distill; add it or leave {option} out")
+        return None
+    batches = _image_batches(loaded, path, seed) if loaded.max_length == 0 else _text_batches(loaded, path, seed)
+    with settings_of_the_user():
+        return Distillation(batches, seed=seed, **given)
+
+
+def _class_of(config: Any) -> str:
+    from ..backbone.families import DECODER, FAMILIES
+
+    family = next((family for family in FAMILIES if config.model_type in family.model_types), None)
+    if config.model_type == "t5":
+        return "T5EncoderModel"
+    return "AutoModelForCausalLM" if family is not None and set(family.stacks) == {DECODER} else "AutoModel"
+
+
+def _reads_images(model_type: str) -> bool:
+    from transformers import CONFIG_MAPPING
+
+    return hasattr(CONFIG_MAPPING[model_type](), "image_size")
+
+
+class Batches:
+    """Batches of a dataset, in an order drawn by the seed, that are made when they are asked for."""
+
+    def __init__(self, dataset: Any, collate: Callable[[list[Any]], dict[str, Any]], seed: int) -> None:
+        self.dataset, self.collate = dataset, collate
+        self.order = random.Random(seed).sample(range(len(dataset)), len(dataset))
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // _BATCH)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rows = self.order[index * _BATCH : (index + 1) * _BATCH]
+        batch = self.collate([self.dataset[i] for i in rows])
+        return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
+def _text_batches(loaded: LoadedBackbone, path: Path, seed: int) -> Batches:
+    """Texts, or blocks of running text for a language model."""
+    from ..data import Examples, PadBatch, TokenDataset, cut_blocks, read_documents
+
+    documents, length = read_documents(path), min(_LENGTH, loaded.max_length)
+    if loaded.model.can_generate():  # type: ignore[operator]
+        blocks = cut_blocks(documents, loaded.tokenizer, length)
+        return Batches(blocks, PadBatch.of_decoder(loaded.tokenizer, length, "right"), seed)
+    lines = list(range(1, len(documents) + 1))
+    texts = TokenDataset.tokenise(Examples(path, documents.texts, None, None, lines), loaded.tokenizer, length)
+    with settings_of_the_user():
+        return Batches(texts, PadBatch.of(loaded.tokenizer, length), seed)
+
+
+def _image_batches(loaded: LoadedBackbone, path: Path, seed: int) -> Batches:
+    from ..data import ImageDataset, read_images, stack_batch
+
+    return Batches(ImageDataset(read_images(path).files, loaded.tokenizer), stack_batch, seed)

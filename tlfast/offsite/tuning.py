@@ -1,0 +1,87 @@
+"""The data owner's side: from a bundle and data to an adapter, by the trainer that ladders are trained with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data import InputError
+from ..ladder import LadderModel
+from ..training import Fit, Settings, Task, TaskData, calibration_batches, fit
+from .bundle import Bundle
+from .methods import Method, TaskSpec, tunable
+
+_SPECIAL = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}  # positions start after the padding index
+
+
+def spec_of(task: Task, preprocessor: Any) -> TaskSpec:
+    """What the full model will need to know of a fitted task."""
+    labels = getattr(task, "labels", None)
+    names = getattr(labels, "names", None)
+    regression = task.num_labels == 1 and task.problem_type == "regression"
+    pad = getattr(preprocessor, "pad_token_id", None)
+    known = None if names is None or regression or len(names) != task.num_labels else tuple(map(str, names))
+    return TaskSpec(task.name, task.num_labels, task.problem_type, known, pad)
+
+
+def prepare_tokenizer(bundle: Bundle) -> Any:
+    """The bundle's preprocessor; a tokenizer that cannot pad pads with its end of text, which is masked anyway.
+
+    Raises InputError where the bundle has none.
+    """
+    preprocessor = bundle.preprocessor
+    if preprocessor is None:
+        raise InputError("the bundle has no tokenizer or image processor; ask its owner for one that has")
+    if bundle.manifest["preprocessor"]["kind"] == "tokenizer" and preprocessor.pad_token is None:
+        if preprocessor.eos_token is None:
+            raise InputError("the bundle's tokenizer has neither a padding token nor an end of text; ask for another")
+        preprocessor.pad_token = preprocessor.eos_token
+    return preprocessor
+
+
+def longest_input(bundle: Bundle, preprocessor: Any) -> int:
+    """The most tokens a text may have; 0 for a model of images."""
+    if bundle.manifest["preprocessor"]["kind"] != "tokenizer":
+        return 0
+    config: Any = bundle.model.config
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:  # relative positions: only the tokenizer sets a limit
+        return preprocessor.model_max_length
+    return min(preprocessor.model_max_length, positions - _SPECIAL.get(config.model_type, 0))
+
+
+def tune(
+    bundle: Bundle,
+    task: Task,
+    data: TaskData,
+    spec: TaskSpec,
+    method: Method,
+    settings: Settings,
+    checkpoints: Path,
+    resume: bool = False,
+    progress: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+) -> Fit:
+    """Tune on a bundle; dev selects the epoch and the learning rate. The bundle is all that is needed of the model.
+
+    Raises InputError where task, method and model do not fit, and as `training.fit` does.
+    """
+
+    make = functools.partial(tunable, bundle.model, bundle.blocks, spec, method, settings.seed)
+
+    def make_model() -> nn.Module:
+        model = make()
+        if isinstance(model, LadderModel) and not bool(model.calibrated):
+            model.calibrate(calibration_batches(data, settings.seed))
+        return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    try:
+        make()  # before any step: a task or a method that does not fit
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return fit(make_model, data, settings, checkpoints, resume, progress, report)
