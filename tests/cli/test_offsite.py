@@ -234,3 +234,34 @@ def test_a_secret_must_come_again(world, tmp_path):
     refused(*plug, words=["or with another secret"])
     refused(*plug, "--secret", tmp_path / "secret", "--bundle", folder / "bundle", words=["another bundle"])
     done(*plug, "--secret", tmp_path / "secret", "--bundle", tmp_path / "b")
+
+
+def test_an_audit_says_what_leaves_the_house(world, tmp_path):
+    folder, _ = world
+    audit = ("audit", folder / "bundle", "--model", folder / "model")
+    found = done(*audit, "--out", tmp_path / "audit", "--data", folder / "test.tsv")
+    assert found["verbatim_matrices"] == pytest.approx(2 / 3) and 0 < found["untuned"]["hidden_cosine"] < 1
+    assert json.loads((tmp_path / "audit" / "audit.json").read_text()) == found
+    assert (tmp_path / "audit" / "audit.png").read_bytes().startswith(b"\x89PNG")
+    above = run(*audit, "--max-verbatim", "0.5")
+    assert above.exit_code == 1 and "above --max-verbatim 0.5" in above.stderr
+    assert run(*audit, "--max-verbatim", "0.7").exit_code == 0
+    done("make", "--model", folder / "model", "--adapter", "1,1", "--emulator", "int8", "--out", tmp_path / "int8")
+    said = run("audit", tmp_path / "int8", "--model", folder / "model", "--max-verbatim", "0.7")
+    assert said.exit_code == 1 and "int8 hides nothing of them" in said.stdout
+    done("make", "--model", folder / "model", "--adapter", "1,1", "--emulator", "svd:4", "--out", tmp_path / "svd")
+    assert run("audit", tmp_path / "svd", "--model", folder / "model", "--max-verbatim", "0").exit_code == 0
+
+
+def test_eval_compares_the_stages(world, tmp_path):
+    folder, metrics = world
+    arguments = ("--model", folder / "model", "--bundle", folder / "bundle", "--adapter", folder / "run")
+    arguments += ("--test", folder / "test.tsv")
+    found = done("eval", *arguments, "--train", folder / "train.tsv", "--epochs", 1, "--lr", "3e-3")
+    assert list(found["scores"]) == ["zero-shot", "emulator", "plug-in", "full tuning"]
+    assert found["scores"]["emulator"] == pytest.approx(metrics["test"]["accuracy"]) and found["n"] == 60
+    assert set(found["promises"]) == {"zero-shot < plug-in", "emulator < plug-in", "plug-in ~ full tuning"}
+    said = run("eval", *arguments).stdout
+    assert "emulator < plug-in: " in said and "95 % intervals" in said
+    done("make", "--model", folder / "model", "--adapter", "1,1", "--emulator", "keep:1", "--out", tmp_path / "other")
+    refused("eval", *arguments[:3], tmp_path / "other", *arguments[4:], words=["was trained on another bundle"])

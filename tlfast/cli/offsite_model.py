@@ -14,7 +14,7 @@ from .ladder_options import settings_of_the_user
 if TYPE_CHECKING:
     from ..offsite import Distillation
 
-_BATCH, _LENGTH = 32, 128
+_BATCH, _LENGTH, _AUDITED = 32, 128, 16
 
 
 def load_owner(name: str) -> LoadedBackbone:
@@ -67,9 +67,19 @@ def distillation_of(
             option = "--steps" if "steps" in given else "--distill-lr"
             raise InputError(f"{option}: means nothing without --distill; add it or leave {option} out")
         return None
-    batches = _image_batches(loaded, path, seed) if loaded.max_length == 0 else _text_batches(loaded, path, seed)
+    batches = _batches(loaded, path, seed)
     with settings_of_the_user():
         return Distillation(batches, seed=seed, **given)
+
+
+def plain_batches(loaded: LoadedBackbone, path: Path) -> list[dict[str, Any]]:
+    """The first batches of a file of texts or a folder of images, in a fixed order."""
+    batches = _batches(loaded, path, 0)
+    return [batches[i] for i in range(min(len(batches), _AUDITED))]
+
+
+def _batches(loaded: LoadedBackbone, path: Path, seed: int) -> Batches:
+    return _image_batches(loaded, path, seed) if loaded.max_length == 0 else _text_batches(loaded, path, seed)
 
 
 def _class_of(config: Any) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,13 @@ from torch import nn
 from ..data import InputError
 from ..ladder import LadderModel
 from ..training import Fit, Settings, Task, TaskData, calibration_batches, fit
+from .adapter import Adapter
+from .block_map import BlockMap
 from .bundle import Bundle
-from .methods import Method, TaskSpec, tunable
+from .comparison import EMULATOR, PLUGGED, ZERO
+from .methods import Method, TaskSpec, load_trained, trained, tunable
+from .plugging import plug
+from .reading import layout_of
 
 _SPECIAL = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}  # positions start after the padding index
 
@@ -85,3 +92,35 @@ def tune(
     except ValueError as error:
         raise InputError(str(error)) from error
     return fit(make_model, data, settings, checkpoints, resume, progress, report)
+
+
+def stages(full: nn.Module, bundle: Bundle, adapter: Adapter, secret: bytes = b"") -> dict[str, nn.Module]:
+    """Zero-shot, tuned emulator and plug-in, as `compare` takes them.
+
+    Zero-shot is the full model as it is; for a classification, with the head that came back, on blocks nobody tuned. A
+    ladder has no such stage. Raises InputError where adapter, bundle and model do not belong together.
+    """
+    if adapter.bundle_sha256 != bundle.sha256:
+        raise InputError(f"{adapter.folder}: was trained on another bundle; pass the one it was trained on")
+    plugged = plug(full, adapter.folder, secret=secret)
+    emulator = tunable(bundle.model, bundle.blocks, adapter.task, adapter.method)
+    tensors = adapter.tensors(layout_of(trained(emulator)))
+    load_trained(emulator, tensors)
+    found: dict[str, nn.Module] = {}
+    if adapter.method.name != "ladder":
+        untuned = tunable(full, adapter.blocks, adapter.task, Method())
+        heads = {name: tensor for name, tensor in tensors.items() if name.startswith("head.")}
+        load_trained(untuned, trained(untuned) | heads)
+        found[ZERO] = untuned.eval()
+    return found | {EMULATOR: emulator.eval(), PLUGGED: plugged}
+
+
+def tune_full(
+    full: nn.Module, bundle: Bundle, adapter: Adapter, task: Task, data: TaskData, settings: Settings
+) -> nn.Module:
+    """The same method on the same blocks, inside the full model."""
+    blocks = adapter.blocks
+    middle = range(blocks.adapter[0], blocks.total - blocks.adapter[1])
+    whole = replace(bundle, model=full, blocks=BlockMap(blocks.total, blocks.adapter, tuple(middle)))
+    with tempfile.TemporaryDirectory() as folder:
+        return tune(whole, task, data, adapter.task, adapter.method, settings, Path(folder)).model.eval()
