@@ -51,8 +51,7 @@ within 150 "$python" -m pip install -q --no-build-isolation --no-deps -e . || fa
 echo "== tests"
 within 210 "$python" -m pytest -q -m gpu tests/ops tests/graph || fail "a GPU test is red or too slow: nothing is reported"
 
-for suite in frozen_kernels frozen_gpu rung hetero_gpu; do
-for suite in frozen_kernels frozen_gpu rung contrastive_gpu; do
+for suite in frozen_kernels frozen_gpu rung hetero_gpu contrastive_gpu; do
   echo "== benchmark: $suite"
   status=0
   within 120 "$python" -m pytest -q -s -p no:cacheprovider --benchmark-json="$raw/$suite.json" \
