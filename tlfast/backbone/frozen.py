@@ -276,7 +276,7 @@ class FrozenBackbone(nn.Module):
 
     def _output(self, stack: Stack, module: Any, inputs: dict[str, Any], cache: Any, packed: bool) -> BackboneOutput:
         """One forward of a stack, over packed tokens where it can be."""
-        if cache is None and self._slow[stack.name] is None and self._on_cpu(stack) and not is_empty(inputs):
+        if cache is None and self._slow[stack.name] is None and self._readable(stack) and not is_empty(inputs):
             mask = check_mask(inputs.get("attention_mask"), token_shape(inputs), 0, "")
             if contiguous(mask) or not stack.measures_distance:
                 return self._run_packed(stack, module, inputs, mask, packed)
@@ -298,14 +298,12 @@ class FrozenBackbone(nn.Module):
                 return BackboneOutput(x, tuple(taps), last, batch.sequences.cu_seqlens)
             return BackboneOutput(batch.unpack(x), tuple(map(batch.unpack, taps)), batch.unpack(last))
 
-    def _on_cpu(self, stack: Stack) -> bool:
-        """Whether weights that the model was given with are where packed tokens can read them: moved, cast or sharded
-        ones run as modules."""
+    def _readable(self, stack: Stack) -> bool:
+        """Whether packed tokens can read the weights: a float32 model's may have been moved, cast or sharded since."""
         if self.precision != "fp32":
             return True
         weight = first_weight(stack)
-        kind = type(weight) in (nn.Parameter, torch.Tensor)
-        return kind and weight.device.type == "cpu" and weight.dtype == torch.float32
+        return type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.dtype == torch.float32
 
     def _packed_stack(self, stack: Stack) -> PackedStack:
         """Made at the first call, and again where the weights have moved to another device."""

@@ -223,9 +223,9 @@ class Batch:
 
 
 def first_weight(stack: Stack) -> torch.Tensor:
-    """A weight of the first block: prepared ones are buffers."""
+    """A weight of the first block: of prepared ones only norms are parameters, if those."""
     block = stack.blocks[0]
-    return next(itertools.chain(block.buffers(), block.parameters()))
+    return next(itertools.chain(block.parameters(), block.buffers()))
 
 
 def _offsets(
