@@ -127,7 +127,7 @@ def test_train_and_eval(data, tmp_path, models, more):
     assert scored["zeroshot"] == found["test"]
 
 
-def test_a_flipped_weight_is_found(data, tmp_path):
+def test_another_backbone_is_refused(data, tmp_path):
     result_of(*train(data, tmp_path / "run", *two_models(data), "--epochs", 1))
     other = ("--backbone", data / "clip")
     refused(run("eval", "--model", tmp_path / "run", "--data", data / "test", *other), "image: its frozen weights are")
@@ -225,6 +225,11 @@ REFUSED = [
     ("zeroshot", ["--backbone", "clip", "--dev", "others"], "the label 'b' is not among the 4 classes of"),
     ("zeroshot", ["--backbone", "clip", "--wordnet", "nowhere"], "run apt-get install wordnet-base"),
     ("zeroshot", ["--backbone", "clip", "--no-knowledge", "--wordnet", "auto"], "--wordnet: is not read with"),
+    (
+        "zeroshot",
+        ["--backbone", "clip", "--no-knowledge", "--dev", "others"],
+        "--dev: chooses how much knowledge counts",
+    ),
     ("zeroshot", ["--backbone", "clip", "--choice", "best"], "--choice 'best': is not available"),
     ("zeroshot", ["--backbone", "clip", "--names", "names.tsv"], "has no name for the label 'blue_mouse'"),
     ("zeroshot", ["--backbone", "clip", "--out", "rows.xml"], "the extension '.xml' is not known"),

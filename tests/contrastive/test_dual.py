@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.contrastive.two_towers import END, MODELS, Small, clip, own_features, pixels, texts
 from tests.models import batch, digest, tiny
 from tlfast import LadderConfig, freeze
-from tlfast.contrastive import DualEncoder, TowerConfig
+from tlfast.contrastive import DualEncoder, TextEncoder, TowerConfig
 from tlfast.contrastive.towers import TRAIN
 
 
@@ -166,6 +166,15 @@ def test_one_model_of_which_one_tower_is_frozen(tmp_path):
     assert torch.equal(loaded.encode_text(**texts()), dual.encode_text(**texts()))
 
 
+def test_an_architecture_that_is_no_model_is_refused(tmp_path):
+    both(clip(), "full").save_pretrained(tmp_path)
+    described = json.loads((tmp_path / "config.json").read_text())
+    described["image"]["architecture"]["class"] = "set_seed"
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match="transformers has no model 'set_seed'"):
+        DualEncoder.from_pretrained(tmp_path)
+
+
 def test_two_models_are_found_by_their_names(tmp_path):
     for name, family in (("image", "vit"), ("text", "bert")):
         tiny(family).save_pretrained(tmp_path / name)
@@ -179,10 +188,23 @@ def test_two_models_are_found_by_their_names(tmp_path):
     assert torch.equal(loaded.encode_text(**batch()), dual.encode_text(**batch()))
 
 
-def test_a_frozen_backbone_is_taken_as_it_is():
+def test_a_frozen_backbone_is_taken_as_it_is(tmp_path):
     backbone = freeze(tiny("bert"), precision="bf16")
-    dual = DualEncoder(tiny("vit"), backbone)
+    dual = DualEncoder(tiny("vit"), backbone).eval()
     assert dual.text.body.frozen.precision == "bf16"
+    dual.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"text: its precision is fp32, and the model in .* was trained on bf16"):
+        DualEncoder.from_pretrained(tmp_path, tiny("vit"), tiny("bert"))
+    loaded = DualEncoder.from_pretrained(tmp_path, tiny("vit"), backbone)
+    assert torch.equal(loaded.encode_text(**batch()), dual.encode_text(**batch()))
+
+
+def test_a_tokenizer_without_a_limit():
+    class Tokenizer:
+        model_max_length = int(1e30)
+
+    assert TextEncoder(DualEncoder(tiny("vit"), tiny("t5-encoder")), Tokenizer()).max_length == 1 << 20
+    assert TextEncoder(DualEncoder(tiny("vit"), tiny("roberta")), Tokenizer()).max_length == 68
 
 
 @pytest.mark.parametrize(
@@ -254,6 +276,8 @@ def test_damaged_folders_are_refused(tmp_path):
         ({"kind": "ladder"}, "does not describe a dual encoder"),
         ({"format": 9}, "format 9, this version reads 1"),
         ({"image": {}}, "its image tower is not described"),
+        ({"image": described["image"] | {"settings": {"train": "all"}}}, "train: 'all' is not available"),
+        ({"image": described["image"] | {"settings": {"wings": 2}}}, "wings"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(described | change))
         with pytest.raises(ValueError, match=message):

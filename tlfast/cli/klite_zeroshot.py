@@ -78,6 +78,10 @@ def zeroshot(
         check_suffix(out)
     known = Knowledge(wordnet, wiktionary, glossary, not no_back_off, choice, templates, fitting, no_knowledge)
     known.check()
+    if dev_file is not None and no_knowledge:
+        raise InputError(
+            "--dev: chooses how much knowledge counts, and --no-knowledge leaves it out; pass one of the two"
+        )
     images = read_image_texts(data_file)
     dev = None if dev_file is None else read_labelled(dev_file)
     classes = _candidates(images, classes_file, column, names)

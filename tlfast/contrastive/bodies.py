@@ -27,11 +27,12 @@ _UNREAD = {
 
 
 class Body(nn.Module):
-    """width: of the features. pads: as of `Readout`."""
+    """width: of the features. pads: as of `Readout`. precision: of frozen weights."""
 
     static = True
     pads = False
     width: int
+    precision = "fp32"
 
     @property
     def config(self) -> Any:
@@ -49,7 +50,7 @@ class FrozenBody(Body):
     def __init__(self, backbone: FrozenBackbone, readout: Readout) -> None:
         super().__init__()
         self.width, self.pads = readout.width, readout.pads
-        self.frozen = backbone.with_taps(())
+        self.frozen, self.precision = backbone.with_taps(()), backbone.precision
         self.frozen_readout = readout.requires_grad_(False)
         self.register_state_dict_post_hook(_drop_frozen)
         self.register_load_state_dict_post_hook(_expect_no_frozen)
@@ -78,6 +79,7 @@ class LadderBody(Body):
         super().__init__()
         self.width, self.pads = readout.width, readout.pads
         config = replace(config or LadderConfig(), pooling=readout.pooling)
+        self.precision = backbone.precision
         self.ladder = LadderModel(backbone, task, num_labels=readout.width, config=config)
         classifier: Any = self.ladder.head.classifier
         nn.init.zeros_(classifier.weight)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..backbone import FrozenBackbone, is_prepared
+from .bodies import Body
 from .towers import Plan, TowerConfig
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 WEIGHTS, CONFIG, FORMAT, KIND = "model.safetensors", "config.json", 1, "dual-encoder"
 _KEYS = {"format", "kind", "dim", "max_scale", "one_model", "image", "text"}
-_TOWER_KEYS = {"settings", "model", "name", "architecture", "fingerprint"}
+_TOWER_KEYS = {"settings", "model", "name", "architecture", "precision", "fingerprint"}
 
 
 def describe(
@@ -32,6 +33,7 @@ def describe(
             "model": _kind(model),
             "name": getattr(getattr(model, "config", None), "_name_or_path", "") or "",
             "architecture": _architecture(model) if plan.config.train == "full" else None,
+            "precision": plan.body.precision,
         }
         for plan, model in zip(plans, (image, text), strict=True)
     }
@@ -75,7 +77,7 @@ def load(
         max_scale=description["max_scale"],
     )
     for name in ("image", "text"):
-        _check_same(folder, name, getattr(model, name).body.fingerprint(), description[name])
+        _check_same(folder, name, getattr(model, name).body, description[name])
     _load_weights(model, folder / WEIGHTS)
     return model.eval()
 
@@ -149,15 +151,23 @@ def _source(argument: str, given: nn.Module | str | None, saved: dict[str, Any],
 def _rebuilt(architecture: dict[str, Any], folder: Path) -> nn.Module:
     import transformers
 
-    model_class = getattr(transformers, architecture["class"], None)
-    if model_class is None:
-        raise ValueError(f"{folder}: this transformers has no {architecture['class']}; upgrade it, or pass the model")
-    return model_class(model_class.config_class.from_dict(architecture["config"]))
+    model_class = getattr(transformers, str(architecture["class"]), None)
+    if not isinstance(model_class, type) or not issubclass(model_class, transformers.PreTrainedModel):
+        raise ValueError(
+            f"{folder}: transformers has no model {architecture['class']!r}; upgrade it, or pass the model"
+        )
+    config_class: Any = model_class.config_class
+    return model_class(config_class.from_dict(architecture["config"]))
 
 
-def _check_same(folder: Path, argument: str, found: str | None, saved: dict[str, Any]) -> None:
-    """Embeddings of another frozen model are not those the heads learned from."""
-    if found != saved["fingerprint"]:
+def _check_same(folder: Path, argument: str, body: Body, saved: dict[str, Any]) -> None:
+    """Embeddings of another frozen model, or of its weights in other bits, are not those the heads learned from."""
+    if body.precision != saved["precision"]:
+        raise ValueError(
+            f"{argument}: its precision is {body.precision}, and the model in {folder} was trained on "
+            f"{saved['precision']}; pass tlfast.freeze(model, precision={saved['precision']!r})"
+        )
+    if body.fingerprint() != saved["fingerprint"]:
         raise ValueError(
             f"{argument}: its frozen weights are not those that the model in {folder} was trained on "
             f"({saved['name'] or saved['model']}); pass {argument}= that model"

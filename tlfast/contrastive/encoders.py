@@ -12,6 +12,7 @@ from ..data import ImageDataset
 from .dual import DualEncoder
 
 BATCH = 64
+_NO_LIMIT = 1 << 20
 _POSITION_OFFSET = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}  # positions start after the padding index
 
 
@@ -57,10 +58,11 @@ class TextEncoder:
 def most_tokens(model: DualEncoder, tokenizer: Any) -> int:
     """The most tokens a text may have."""
     config: Any = model.text.body.config
+    most = min(tokenizer.model_max_length, _NO_LIMIT)  # a tokenizer without a limit says 10^30, which it cannot take
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:  # relative positions: only the tokenizer sets a limit
-        return tokenizer.model_max_length
-    return min(tokenizer.model_max_length, positions - _POSITION_OFFSET.get(config.model_type, 0))
+        return most
+    return min(most, positions - _POSITION_OFFSET.get(config.model_type, 0))
 
 
 @torch.no_grad()

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..backbone import FrozenBackbone
 from ..backbone.parts import find_submodule
 from ..ladder.config import POOLINGS
-from ..ladder.heads import pool
+from ..ladder.heads import default_pooling, pool
 
 Inputs = Mapping[str, torch.Tensor]
 
-_CLASS_TOKEN = ("vit", "deit", "dinov2", "clip_vision_model")  # their first token is there to be read
 _POST_NORM = "post_layernorm|vision_model.post_layernorm"
 
 
@@ -109,16 +109,12 @@ def text_readout(model: Any) -> tuple[nn.Module, Readout] | None:
     return None
 
 
-def pooled(width: int, model_type: str, causal: bool, pooling: str | None) -> Pooled:
-    """Pooling as asked, or by default: the last token of a causal model, a vision model's class token, else the mean.
-
-    Raises ValueError for a pooling that is not there.
-    """
-    default = "last" if causal else "cls" if model_type in _CLASS_TOKEN else "mean"
-    chosen = default if pooling is None else pooling
+def pooled(backbone: FrozenBackbone, pooling: str | None) -> Pooled:
+    """Pooling as asked, or by default. Raises ValueError for a pooling that is not there."""
+    chosen = default_pooling(backbone) if pooling is None else pooling
     if chosen not in POOLINGS:
         raise ValueError(f"pooling: {chosen!r} is not available; allowed: {', '.join(map(repr, POOLINGS))}")
-    return Pooled(width, chosen)
+    return Pooled(backbone.output_width, chosen)
 
 
 def _kind(model: Any) -> str | None:

@@ -184,7 +184,7 @@ def _pooled_body(argument: str, model: Any, config: TowerConfig, task: str) -> B
     backbone = model if isinstance(model, FrozenBackbone) else freeze(model, config.precision)
     if backbone.is_encoder_decoder:
         raise ValueError(f"{argument}: is an encoder-decoder; pass its encoder, such as T5EncoderModel")
-    readout = pooled(backbone.output_width, backbone.model_type, backbone.block_spec.causal, config.pooling)
+    readout = pooled(backbone, config.pooling)
     return _body(backbone.base if config.train == "full" else backbone, readout, config, task)
 
 

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 
 from ..backbone import BackboneOutput, FrozenBackbone, resolve_layers
 from ..ladder.config import POOLINGS
-
-_CLASS_TOKEN = ("vit", "deit", "dinov2", "clip_vision_model")  # their first token is there to be read
+from ..ladder.heads import default_pooling
 
 
 @dataclass(frozen=True)
@@ -68,13 +67,6 @@ class Extractor:
         bounds = F.pad(mask.sum(dim=1).cumsum(dim=0), (1, 0))
         taps = tuple(tap[mask] for tap in output.taps)
         return BackboneOutput(output.embedding[mask], taps, output.last_hidden_state[mask], bounds)
-
-
-def default_pooling(backbone: FrozenBackbone) -> str:
-    """The "last" token of a causal model, which alone has seen all; a vision model's class token; else the "mean"."""
-    if not backbone.is_encoder_decoder and backbone.block_spec.causal:
-        return "last"
-    return "cls" if backbone.model_type in _CLASS_TOKEN else "mean"
 
 
 def pool_packed(x: torch.Tensor, cu_seqlens: torch.Tensor, pooling: str) -> torch.Tensor:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..backbone import FrozenBackbone
 from .config import LadderConfig
+
+_CLASS_TOKEN = ("vit", "deit", "dinov2", "clip_vision_model")  # their first token is there to be read
 
 
 class ClassifierHead(nn.Module):
@@ -83,3 +86,10 @@ def pool(x: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
     weights = mask.to(x.dtype)
     weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
     return torch.einsum("bs,bsd->bd", weights, x)
+
+
+def default_pooling(backbone: FrozenBackbone) -> str:
+    """The "last" token of a causal model, which alone has seen all; a vision model's class token; else the "mean"."""
+    if not backbone.is_encoder_decoder and backbone.block_spec.causal:
+        return "last"
+    return "cls" if backbone.model_type in _CLASS_TOKEN else "mean"
