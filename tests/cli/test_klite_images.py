@@ -100,6 +100,18 @@ def test_labels_that_are_wordnet_ids_are_read_as_words(data, tmp_path, monkeypat
     assert [prompt.name for prompt in read] == ["ax", "hawk", "mouse", "turtle"]
 
 
+def test_numbers_are_labels_as_they_are_written(data, tmp_path):
+    for source, name in (("seal", "10"), ("red_kite", "02")):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / name).symlink_to(data / "test" / source)
+    (tmp_path / "names.tsv").write_text("label\tname\n02\tkite\n10\tseal\n")
+    arguments = ("zeroshot", "--backbone", data / "clip", "--data", tmp_path / "images")
+    assert result_of(*arguments, "--no-knowledge")["images"] == 12
+    found = result_of(*arguments, "--names", tmp_path / "names.tsv", "--out", tmp_path / "rows.jsonl")
+    assert found["covered"] == 1
+    assert {json.loads(line)["prediction"] for line in (tmp_path / "rows.jsonl").open()} <= {"02", "10"}
+
+
 @pytest.mark.parametrize(
     ("models", "more"),
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..data import ImageTexts, InputError, read_image_texts
-from ..data.labels import in_order
 from .backbone import LoadedBackbone, find_backbone, load_backbone, load_preprocessor
 from .dictionaries import open_dictionary
 from .ladder_options import settings_of_the_user
@@ -191,7 +190,14 @@ def classes_of(images: ImageTexts, names: Path | None) -> Classes:
     for i, label in enumerate(images.labels):
         if not label:
             raise InputError(f"{images.where(i)}: has no label; add one, or make a folder for each class")
-    return named(in_order(images.labels), images.path, names)
+    return named(ordered(images.labels), images.path, names)
+
+
+def ordered(labels: Iterable[str]) -> list[str]:
+    """The different labels, whole numbers by value; as they are written, since folders are called so."""
+    different = set(labels)
+    numbers = all(label.isdecimal() for label in different)
+    return sorted(different, key=lambda label: (int(label) if numbers else 0, label))
 
 
 def named(labels: Sequence[str], path: Path, names: Path | None) -> Classes:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data import ImageTexts, InputError, read_image_texts, split_random, split_stratified
-from ..data.labels import in_order
 from .backbone import load_backbone
-from .image_text import Classes, ImageText, Knowledge, load_both_towers, named
+from .image_text import Classes, ImageText, Knowledge, load_both_towers, named, ordered
 from .ladder_options import settings_of_the_user
 from .output import note
 
@@ -59,7 +58,7 @@ def read_records(
     train = read_image_texts(train_file)
     _check_texts(train, "training")
     labels = [label for label in train.labels if label]
-    classes = named(in_order(labels), train.path, names) if labels else None
+    classes = named(ordered(labels), train.path, names) if labels else None
     if dev_file is not None:
         dev = read_image_texts(dev_file)
         _check_texts(dev, "dev")

@@ -102,6 +102,7 @@ def train(
     """
     quiet_libraries()
     from .. import training
+    from ..backbone import fingerprint
     from ..training import processes
 
     known = Knowledge(wordnet, wiktionary, glossary, not no_back_off, choice, templates, fitting, no_knowledge)
@@ -116,10 +117,13 @@ def train(
     identity = {
         "command": "klite train",
         "backbones": towers.names,
-        "fingerprints": [tower.body.fingerprint() for tower in (first.image, first.text)],
+        "fingerprints": [
+            tower.body.fingerprint() or fingerprint(tower.body, "") for tower in (first.image, first.text)
+        ],
         "towers": asdict(wanted),
         "data_sha256": [
-            None if path is None else training.file_digest(path) for path in (train_file, dev_file, names, templates)
+            None if path is None else training.file_digest(path)
+            for path in (train_file, dev_file, names, templates, glossary)
         ],
         "dictionary": None if dictionary is None else dictionary.name,
         "knowledge": [choice, fitting, no_back_off, knowledge_share],

@@ -72,14 +72,14 @@ class Tower(nn.Module):
     project(features): (B, dim). centre: what is taken off the normalised features before the head, where it was set.
     """
 
+    centre: torch.Tensor
+    centred: torch.Tensor  # 0-dim bool: whether the centre was set
+
     def __init__(self, body: Body, head: nn.Module, dim: int) -> None:
         super().__init__()
         self.body, self.head, self.width, self.dim = body, head, body.width, dim
         self.register_buffer("centre", torch.zeros(body.width))
         self.register_buffer("centred", torch.tensor(False))
-
-    centre: torch.Tensor
-    centred: torch.Tensor
 
     @property
     def static(self) -> bool:
@@ -103,9 +103,9 @@ class Tower(nn.Module):
         return self.project(self.features(**inputs))
 
     def centre_on(self, features: torch.Tensor) -> None:
-        """From now on take the mean direction of these features, (N, width), off all: a text encoder that was not made
-        for pairs gives all texts much in common, which tells no class from another.
+        """From now on take the mean direction of these features, (N, width), off all.
 
+        A text encoder that was not made for pairs gives all texts much in common, which tells no class from another.
         Raises ValueError for another width and for features that are not finite.
         """
         if features.ndim != 2 or features.shape[1] != self.width or not len(features) or not features.isfinite().all():

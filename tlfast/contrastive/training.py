@@ -25,9 +25,8 @@ from ..training.processes import count
 from ..training.scores import Scores, Scoring
 from .dual import DualEncoder
 from .encoders import TextEncoder, image_features
+from .evaluation import TOP
 from .texts import FEATURE_BYTES, TextBank
-
-TOP = 5
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from .tiles import Pairs, Wanted
+
 _GRADIENTS = "bool need_du, bool need_dv, str impl) -> (Tensor du, Tensor dv, Tensor dscale)"
 torch.library.define(
     "tlfast::contrastive_softmax_fwd",
@@ -53,7 +55,7 @@ def _softmax_forward(
     u: torch.Tensor, v: torch.Tensor, scale: torch.Tensor, offset: int, impl: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     with torch.autocast(u.device.type, enabled=False):  # the inputs' dtype is decided, and so is that of the sums
-        return kernels(impl).softmax_forward(u, v, scale, offset)
+        return kernels(impl).softmax_forward(Pairs(u, v, scale, offset))
 
 
 @torch.library.register_fake("tlfast::contrastive_softmax_fwd")
@@ -81,9 +83,8 @@ def _softmax_backward(
     impl: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     with torch.autocast(u.device.type, enabled=False):
-        found = kernels(impl).softmax_backward(
-            drows, dcolumns, down, u, v, scale, rows, columns, offset, need_du, need_dv
-        )
+        wanted = Wanted(drows, down, need_du, need_dv)
+        found = kernels(impl).softmax_backward(Pairs(u, v, scale, offset), wanted, dcolumns, rows, columns)
     return _as_outputs(u, v, scale, *found)
 
 
@@ -110,7 +111,7 @@ def _sigmoid_forward(
     u: torch.Tensor, v: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, offset: int, impl: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     with torch.autocast(u.device.type, enabled=False):
-        return kernels(impl).sigmoid_forward(u, v, scale, bias, offset)
+        return kernels(impl).sigmoid_forward(Pairs(u, v, scale, offset), bias)
 
 
 @torch.library.register_fake("tlfast::contrastive_sigmoid_fwd")
@@ -135,7 +136,8 @@ def _sigmoid_backward(
     impl: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     with torch.autocast(u.device.type, enabled=False):
-        found = kernels(impl).sigmoid_backward(drows, down, u, v, scale, bias, offset, need_du, need_dv)
+        wanted = Wanted(drows, down, need_du, need_dv)
+        found = kernels(impl).sigmoid_backward(Pairs(u, v, scale, offset), bias, wanted)
     return _as_outputs(u, v, scale, *found)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ... import _native
 from .._rows import as_float32, empty_float32
 from .._shared_weight import shared_weight
-from .tiles import Gradients, gradients, parts
+from .tiles import Gradients, Pairs, Reduced, Wanted, gradients, parts
 
 # Rows and columns of a tile, 4 MiB: of 256 to 2048 the fastest together with its products.
 TILE = 1024
@@ -17,17 +19,17 @@ _NO_ACTIVATION = 5  # TL_NO_ACTIVATION of csrc/tlfast.h
 class _Products:
     """Tiles of u v^T in float32, one at a time in the same memory."""
 
-    def __init__(self, u: torch.Tensor, v: torch.Tensor, scale: torch.Tensor, offset: int) -> None:
-        self.u, self.v = as_float32(u), as_float32(v)
-        self.scale, self.offset = float(scale), offset
-        self.memory = empty_float32(min(TILE, u.shape[0]), min(TILE, v.shape[0]))
+    def __init__(self, pairs: Pairs) -> None:
+        self.pairs = replace(pairs, u=as_float32(pairs.u), v=as_float32(pairs.v))
+        self.scale = float(pairs.scale)
+        self.memory = empty_float32(min(TILE, len(pairs.u)), min(TILE, len(pairs.v)))
 
     def __call__(self, i: slice, j: slice) -> tuple[torch.Tensor, tuple[int, ...]]:
         """The tile, and what the C++ functions want to know of it."""
         rows, columns = i.stop - i.start, j.stop - j.start
         tile = self.memory[:rows, :columns]
-        _multiply(self.u[i], self.v[j], tile)
-        return tile, (rows, columns, tile.stride(0), i.start + self.offset - j.start)
+        _multiply(self.pairs.u[i], self.pairs.v[j], tile)
+        return tile, (rows, columns, tile.stride(0), i.start + self.pairs.offset - j.start)
 
 
 def _multiply(u: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
@@ -52,15 +54,13 @@ def _multiply(u: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
     )
 
 
-def softmax_forward(
-    u: torch.Tensor, v: torch.Tensor, scale: torch.Tensor, offset: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    products, library = _Products(u, v, scale, offset), _native.library()
-    maxima = [torch.full((x.shape[0],), -torch.inf, dtype=torch.float32, device="cpu") for x in (u, v)]
-    sums = [torch.zeros(x.shape[0], dtype=torch.float32, device="cpu") for x in (u, v)]
-    own = empty_float32(u.shape[0])
-    for i in parts(u.shape[0], TILE):
-        for j in parts(v.shape[0], TILE):
+def softmax_forward(pairs: Pairs) -> Reduced:
+    products, library = _Products(pairs), _native.library()
+    maxima = [torch.full((x.shape[0],), -torch.inf, dtype=torch.float32, device="cpu") for x in (pairs.u, pairs.v)]
+    sums = [torch.zeros(x.shape[0], dtype=torch.float32, device="cpu") for x in (pairs.u, pairs.v)]
+    own = empty_float32(len(pairs.u))
+    for i in parts(len(pairs.u), TILE):
+        for j in parts(len(pairs.v), TILE):
             tile, sizes = products(i, j)
             library.contrastive_softmax_forward_cpu(
                 tile.data_ptr(),
@@ -78,20 +78,10 @@ def softmax_forward(
 
 
 def softmax_backward(
-    drows: torch.Tensor,
-    dcolumns: torch.Tensor,
-    down: torch.Tensor,
-    u: torch.Tensor,
-    v: torch.Tensor,
-    scale: torch.Tensor,
-    rows: torch.Tensor,
-    columns: torch.Tensor,
-    offset: int,
-    need_du: bool,
-    need_dv: bool,
+    pairs: Pairs, wanted: Wanted, dcolumns: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
 ) -> Gradients:
-    products, library = _Products(u, v, scale, offset), _native.library()
-    drows, dcolumns, down = (as_float32(x) for x in (drows, dcolumns, down))
+    products, library = _Products(pairs), _native.library()
+    drows, dcolumns, down = (as_float32(x) for x in (wanted.drows, dcolumns, wanted.down))
 
     def weights(i: slice, j: slice) -> torch.Tensor:
         tile, sizes = products(i, j)
@@ -108,17 +98,15 @@ def softmax_backward(
         )
         return tile
 
-    return gradients(products.u, products.v, scale, (TILE, TILE), need_du, need_dv, weights)
+    return gradients(products.pairs, wanted, (TILE, TILE), weights)
 
 
-def sigmoid_forward(
-    u: torch.Tensor, v: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, offset: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    products, library = _Products(u, v, scale, offset), _native.library()
-    rows, slopes = (torch.zeros(u.shape[0], dtype=torch.float32, device="cpu") for _ in range(2))
-    own = empty_float32(u.shape[0])
-    for i in parts(u.shape[0], TILE):
-        for j in parts(v.shape[0], TILE):
+def sigmoid_forward(pairs: Pairs, bias: torch.Tensor) -> Reduced:
+    products, library = _Products(pairs), _native.library()
+    rows, slopes = (torch.zeros(len(pairs.u), dtype=torch.float32, device="cpu") for _ in range(2))
+    own = empty_float32(len(pairs.u))
+    for i in parts(len(pairs.u), TILE):
+        for j in parts(len(pairs.v), TILE):
             tile, sizes = products(i, j)
             library.contrastive_sigmoid_forward_cpu(
                 tile.data_ptr(),
@@ -133,19 +121,9 @@ def sigmoid_forward(
     return rows, slopes, own
 
 
-def sigmoid_backward(
-    drows: torch.Tensor,
-    down: torch.Tensor,
-    u: torch.Tensor,
-    v: torch.Tensor,
-    scale: torch.Tensor,
-    bias: torch.Tensor,
-    offset: int,
-    need_du: bool,
-    need_dv: bool,
-) -> Gradients:
-    products, library = _Products(u, v, scale, offset), _native.library()
-    drows, down = as_float32(drows), as_float32(down)
+def sigmoid_backward(pairs: Pairs, bias: torch.Tensor, wanted: Wanted) -> Gradients:
+    products, library = _Products(pairs), _native.library()
+    drows, down = as_float32(wanted.drows), as_float32(wanted.down)
 
     def weights(i: slice, j: slice) -> torch.Tensor:
         tile, sizes = products(i, j)
@@ -160,4 +138,4 @@ def sigmoid_backward(
         )
         return tile
 
-    return gradients(products.u, products.v, scale, (TILE, TILE), need_du, need_dv, weights)
+    return gradients(products.pairs, wanted, (TILE, TILE), weights)

@@ -7,13 +7,14 @@ two matrix products (cuBLAS) use it at once: four products in all, where kernels
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from .tiles import Gradients, gradients, parts
+from .tiles import Gradients, Pairs, Reduced, Wanted, gradients, parts
 
 # Blocks of rows that a forward launch covers: bounds its partial results, one number a block and column.
 _LAUNCH_BLOCKS = 128
@@ -168,12 +169,12 @@ def _whole_blocks(x: torch.Tensor, block: int) -> torch.Tensor:
 
 
 class _Operands:
-    """u, v and scale as the kernels take them, and how their launches are divided."""
+    """Pairs as the kernels take them, and how their launches are divided."""
 
-    def __init__(self, u: torch.Tensor, v: torch.Tensor, scale: torch.Tensor, offset: int, forward: bool) -> None:
-        self.config = config(u.dtype, forward)
-        self.u, self.v = (_whole_blocks(x, self.config["BLOCK_D"]) for x in (u, v))
-        self.scale, self.offset = scale.reshape(1), offset
+    def __init__(self, pairs: Pairs, forward: bool) -> None:
+        self.config = config(pairs.u.dtype, forward)
+        self.u, self.v = (_whole_blocks(x, self.config["BLOCK_D"]) for x in (pairs.u, pairs.v))
+        self.scale, self.offset = pairs.scale.reshape(1), pairs.offset
         self.rows_a_launch = _LAUNCH_BLOCKS * self.config["BLOCK_N"]
 
     def split(self, rows: int) -> tuple[tuple[int, int], int]:
@@ -210,15 +211,13 @@ def _empty(*shape: int, like: torch.Tensor) -> torch.Tensor:
     return torch.empty(*shape, dtype=torch.float32, device=like.device)
 
 
-def softmax_forward(
-    u: torch.Tensor, v: torch.Tensor, scale: torch.Tensor, offset: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    on = _Operands(u, v, scale, offset, forward=True)
-    rows, own = _empty(len(u), like=u), _empty(len(u), like=u)
-    columns = torch.full((len(v),), -torch.inf, dtype=torch.float32, device=u.device)
-    for i in parts(len(u), on.rows_a_launch):
+def softmax_forward(pairs: Pairs) -> Reduced:
+    on = _Operands(pairs, forward=True)
+    rows, own = _empty(len(on.u), like=on.u), _empty(len(on.u), like=on.u)
+    columns = torch.full((len(on.v),), -torch.inf, dtype=torch.float32, device=on.u.device)
+    for i in parts(len(on.u), on.rows_a_launch):
         grid, split_columns = on.split(i.stop - i.start)
-        row_parts, column_parts = _empty(grid[1], i.stop - i.start, like=u), _empty(grid[0], len(v), like=u)
+        row_parts, column_parts = _empty(grid[1], i.stop - i.start, like=on.u), _empty(grid[0], len(on.v), like=on.u)
         contrastive_softmax_fwd_kernel[grid](
             on.u[i], on.v, on.scale, row_parts, column_parts, own[i], *on.sizes(i), split_columns, **on.config
         )
@@ -228,20 +227,10 @@ def softmax_forward(
 
 
 def softmax_backward(
-    drows: torch.Tensor,
-    dcolumns: torch.Tensor,
-    down: torch.Tensor,
-    u: torch.Tensor,
-    v: torch.Tensor,
-    scale: torch.Tensor,
-    rows: torch.Tensor,
-    columns: torch.Tensor,
-    offset: int,
-    need_du: bool,
-    need_dv: bool,
+    pairs: Pairs, wanted: Wanted, dcolumns: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
 ) -> Gradients:
-    on = _Operands(u, v, scale, offset, forward=False)
-    unit, drows, dcolumns, down = _in_units(drows, dcolumns, down)
+    on = _Operands(pairs, forward=False)
+    unit, drows, dcolumns, down = _in_units(wanted.drows, dcolumns, wanted.down)
 
     def weights(i: slice, _: slice) -> torch.Tensor:
         w, grid = on.weights(i)
@@ -250,37 +239,25 @@ def softmax_backward(
         )
         return w
 
-    du, dv, dscale = gradients(u, v, scale * unit, on.tile(), need_du, need_dv, weights)
+    du, dv, dscale = gradients(replace(pairs, scale=pairs.scale * unit), wanted, on.tile(), weights)
     return du, dv, dscale * unit
 
 
-def sigmoid_forward(
-    u: torch.Tensor, v: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, offset: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    on = _Operands(u, v, scale, offset, forward=True)
-    rows, slopes, own = (_empty(len(u), like=u) for _ in range(3))
-    for i in parts(len(u), on.rows_a_launch):
+def sigmoid_forward(pairs: Pairs, bias: torch.Tensor) -> Reduced:
+    on = _Operands(pairs, forward=True)
+    rows, slopes, own = (_empty(len(on.u), like=on.u) for _ in range(3))
+    for i in parts(len(on.u), on.rows_a_launch):
         grid, split_columns = on.split(i.stop - i.start)
-        row_parts, slope_parts = (_empty(grid[1], i.stop - i.start, like=u) for _ in range(2))
+        row_parts, slope_parts = (_empty(grid[1], i.stop - i.start, like=on.u) for _ in range(2))
         operands: tuple[Any, ...] = (on.u[i], on.v, on.scale, bias.reshape(1), row_parts, slope_parts, own[i])
         contrastive_sigmoid_fwd_kernel[grid](*operands, *on.sizes(i), split_columns, **on.config)
         rows[i], slopes[i] = row_parts.sum(0), slope_parts.sum(0)
     return rows, slopes, own
 
 
-def sigmoid_backward(
-    drows: torch.Tensor,
-    down: torch.Tensor,
-    u: torch.Tensor,
-    v: torch.Tensor,
-    scale: torch.Tensor,
-    bias: torch.Tensor,
-    offset: int,
-    need_du: bool,
-    need_dv: bool,
-) -> Gradients:
-    on = _Operands(u, v, scale, offset, forward=False)
-    unit, drows, down = _in_units(drows, down)
+def sigmoid_backward(pairs: Pairs, bias: torch.Tensor, wanted: Wanted) -> Gradients:
+    on = _Operands(pairs, forward=False)
+    unit, drows, down = _in_units(wanted.drows, wanted.down)
 
     def weights(i: slice, _: slice) -> torch.Tensor:
         w, grid = on.weights(i)
@@ -288,5 +265,5 @@ def sigmoid_backward(
         contrastive_sigmoid_bwd_kernel[grid](*operands, *on.sizes(i), **on.config)
         return w
 
-    du, dv, dscale = gradients(u, v, scale * unit, on.tile(), need_du, need_dv, weights)
+    du, dv, dscale = gradients(replace(pairs, scale=pairs.scale * unit), wanted, on.tile(), weights)
     return du, dv, dscale * unit
