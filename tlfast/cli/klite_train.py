@@ -63,7 +63,7 @@ def train(
         Path | None, typer.Option("--dev", help="Data that select; without it a seeded tenth of the training data.")
     ] = None,
     test_file: Annotated[
-        Path | None, typer.Option("--test", help="Labelled images, read once, after selection.")
+        Path | None, typer.Option("--test", help="Images with classes, or with captions; read once, after selection.")
     ] = None,
     image_train: Annotated[str, typer.Option(help=f"What of the image tower learns: {Train}.")] = "head",
     text_train: Annotated[str, typer.Option(help=f"What of the text tower learns: {Train}.")] = "head",
