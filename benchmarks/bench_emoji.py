@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tlfast.data import InputError
 from tlfast.knowledge import WordNet
 
 SEEDS = (0, 1, 2)
+DEFAULTS = Settings()
 TRIALS = (
     "unseen classes",
     "unseen classes without a word of seen names",
@@ -47,7 +48,12 @@ class Ran:
     outcome: Outcome
 
 
-def measure(data: PictureSet, seeds: tuple[int, ...] = SEEDS, say: Any = lambda line: None) -> Ran:
+def measure(
+    data: PictureSet,
+    seeds: tuple[int, ...] = SEEDS,
+    settings: Settings = DEFAULTS,
+    say: Any = lambda line: None,
+) -> Ran:
     """Raises InputError where WordNet or the text encoder's package is missing."""
     import tlfast
     from tlfast.cli.backbone import MINILM, load_backbone
@@ -57,7 +63,7 @@ def measure(data: PictureSet, seeds: tuple[int, ...] = SEEDS, say: Any = lambda 
     text = tlfast.freeze(loaded.model)
     texts = zero_shot.embed_texts(data.names, wordnet, text, loaded.tokenizer)
     say(f"{len(data.names):,} classes in WordNet: {texts.coverage}")
-    return Ran(data, texts, zero_shot.run(data, texts, text, Settings(), seeds, say))
+    return Ran(data, texts, zero_shot.run(data, texts, text, settings, seeds, say))
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +106,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a folder with a folder of images for each class; default: the emoji")
     parser.add_argument("--dev", action="store_true", help="the emoji's dev classes, by which settings are chosen")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many")
+    parser.add_argument("--steps", type=int, default=DEFAULTS.steps, help="of training; more for more images")
     options = parser.parse_args()
     try:
         if options.data is not None:
             data = read_folder(options.data)
         else:
             data = emoji.load_dev() if options.dev else emoji.load()
-        result = measure(data, tuple(range(options.seeds)), say=print)
+        settings = replace(DEFAULTS, steps=options.steps)
+        result = measure(data, tuple(range(options.seeds)), settings, print)
     except (InputError, emoji.CannotFetch) as error:
         sys.exit(f"bench_emoji: {error}")
     for name, trial in data.trials.items():
