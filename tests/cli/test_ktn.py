@@ -60,7 +60,8 @@ def test_metrics(folder):
     assert metrics["settings"]["hidden"] == 16 and metrics["machine"] and metrics["versions"]
     for name in ("seconds_per_epoch", "saved_bytes_per_sample", "peak_memory_bytes"):
         assert metrics[name] > 0
-    assert (path / "run" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("curve.png", "schema.png"):
+        assert (path / "run" / picture).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("suffix", [".tsv", ".jsonl"])

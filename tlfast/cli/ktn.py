@@ -34,7 +34,7 @@ def fit(
     graph_folder: GraphFolder,
     source: Annotated[str, typer.Option(help="The node type that has labels.")],
     target: Annotated[str, typer.Option(help="The node type to predict labels for.")],
-    out: Annotated[Path, typer.Option(help="Folder for the model, metrics.json and curve.png.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model, metrics.json, curve.png and schema.png.")],
     hops: Annotated[int, typer.Option(help="Longest metapath between the two, in relations.")] = 1,
     epochs: Annotated[int, typer.Option(help="The most epochs; it may stop earlier.")] = 60,
     hidden: Annotated[int, typer.Option(help="Width of all states.")] = 64,
@@ -69,15 +69,11 @@ def fit(
     try:
         with run.session(identity, resume):
             if not run.finished:
-                fitted = _fit(graph, adjacency, settings, run, show=on_terminal() and not as_json)
-                others = _baselines(names, graph, adjacency, settings, show=on_terminal() and not as_json)
-                metrics = _metrics(fitted, others, graph, adjacency, settings, extra)
-                _write(run, fitted, graph, settings, metrics)
+                fit_into(run, graph, adjacency, settings, names, extra, show=on_terminal() and not as_json)
     except KeyboardInterrupt:
         kept = "run the same command with --resume to go on" if run.has_checkpoint() else "there is nothing to resume"
         note(f"interrupted; {kept}")
         raise typer.Exit(130) from None
-    shutil.rmtree(run.checkpoints, ignore_errors=True)
     metrics = run.read_metrics()
     emit(metrics, _report(metrics, out), as_json)
 
@@ -176,6 +172,24 @@ def _read_labels(path: Path, graph: HeteroGraph, source: str, target: str) -> to
     return rows
 
 
+def fit_into(
+    run: RunFolder,
+    graph: HeteroGraph,
+    adjacency: Adjacency,
+    settings: KtnSettings,
+    names: list[str],
+    extra: torch.Tensor | None,
+    show: bool,
+) -> dict[str, Any]:
+    """Fit, train the baselines of these names, score all, and leave the results in the run's folder; the metrics."""
+    fitted = _fit(graph, adjacency, settings, run, show)
+    trained = _baselines(names, graph, adjacency, settings, show)
+    metrics = _metrics(fitted, trained, graph, adjacency, settings, extra)
+    _write(run, fitted, graph, settings, metrics)
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    return metrics
+
+
 def _fit(graph: HeteroGraph, adjacency: Adjacency, settings: KtnSettings, run: RunFolder, show: bool) -> KtnFit:
     from tqdm import tqdm
 
@@ -255,8 +269,10 @@ def _metrics(
 
 
 def _write(run: RunFolder, fitted: KtnFit, graph: HeteroGraph, settings: KtnSettings, metrics: dict[str, Any]) -> None:
+    from ..ktn.metapaths import describe
     from ..ktn.saved import save_model
     from ..training.curve import draw_curve
+    from ..training.schema import draw_schema
 
     history = [
         {"epoch": entry["epoch"], "loss": entry["loss"], "eval_accuracy": entry["dev_accuracy"]}
@@ -266,6 +282,9 @@ def _write(run: RunFolder, fitted: KtnFit, graph: HeteroGraph, settings: KtnSett
         save_model(fitted.model, graph, settings, folder)
         title = f"{graph.name}: {settings.source} to {settings.target}"
         draw_curve(folder / "curve.png", history, "accuracy", fitted.best_epoch, title)
+        edges = {edge_type: pairs.shape[1] for edge_type, pairs in graph.edges.items()}
+        paths = [(path, describe(path)) for path in fitted.model.transfer.paths]
+        draw_schema(folder / "schema.png", graph.num_nodes, edges, paths, settings.source, settings.target)
         run.write_metrics(folder, metrics)
 
 
@@ -281,5 +300,5 @@ def _report(metrics: dict[str, Any], out: Path) -> list[str]:
         *rows,
         f"metapaths: {'; '.join(metrics['metapaths'])}",
         f"epoch {metrics['best_epoch']} of {metrics['epochs']}, {metrics['seconds_per_epoch']:.2f} s an epoch",
-        f"model, metrics.json and curve.png are in {out}",
+        f"model, metrics.json, curve.png and schema.png are in {out}",
     ]
