@@ -267,3 +267,6 @@ def test_the_graphs_code_runs(tmp_path, monkeypatch):
     names = {}
     exec(next(code for code in code_blocks("python") if "KnowledgeTransfer" in code), names)
     assert names["as_authors"].shape == names["h"]["paper"].shape and names["loss"].requires_grad
+    names = {}
+    exec(next(code for code in code_blocks("python") if "HGTConv" in code), names)
+    assert all(p.grad is not None for p in names["ktn"].parameters())

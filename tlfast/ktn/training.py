@@ -32,6 +32,9 @@ class KtnSettings:
     `Thinning`); 1 as in the authors' code. The mean over all of a large neighbourhood is the same at every step: it
     fits where the mean lies, and not the single nodes that are to be classified.
 
+    patience: epochs without a better dev loss before it stops. With a handful of dev nodes that loss may rise for
+    twenty epochs before it falls to its least.
+
     Raises InputError for numbers out of range.
     """
 
@@ -44,7 +47,7 @@ class KtnSettings:
     lr: float = 2e-3
     matching: float = 1.0
     fan_out: int = 1
-    patience: int = 20
+    patience: int = 60
     seed: int = 0
 
     def __post_init__(self) -> None:
