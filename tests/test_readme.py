@@ -51,6 +51,7 @@ def test_sections_are_in_their_order():
         "Many ladders, one forward",
         "A frozen forward in fewer bits",
         "Heterogeneous graphs",
+        "Two parties who do not trust each other",
         "Sentence embeddings",
         "Class names with knowledge",
         "Zero-shot, tried out",
@@ -270,3 +271,16 @@ def test_the_graphs_code_runs(tmp_path, monkeypatch):
     names = {}
     exec(next(code for code in code_blocks("python") if "HGTConv" in code), names)
     assert all(p.grad is not None for p in names["ktn"].parameters())
+
+
+def test_the_code_of_offsite_tuning_runs(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    from tests.models import batch, tiny
+
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ngood\nbad\n")
+    tokenizer = transformers.BertTokenizer(str(tmp_path / "vocab.txt"))
+    monkeypatch.chdir(tmp_path)
+    names = {"model": tiny("bert", num_hidden_layers=6), "tokenizer": tokenizer, "batch": batch()}
+    exec(next(code for code in code_blocks("python") if "offsite.make" in code), names)
+    assert names["received"].blocks.kept == (0, 1, 4, 5)
+    assert names["received"].preprocessor("bad")["input_ids"] == [2, 6, 3]

@@ -165,8 +165,10 @@ def load_trained(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
 
 def _with_lora(model: Any, prefixes: list[str], method: Method) -> Any:
     """peft's wrapper of the model, whose own linear layers in these blocks have become LoRA layers."""
-    from peft import LoraConfig, get_peft_model
-
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ModuleNotFoundError as error:
+        raise InputError("method: 'lora' needs the package peft; run pip install peft") from error
     linears = {id(module) for module in linears_of(model)}
     inside = tuple(prefixes)
     targets = {n: module for n, module in model.named_modules() if n.startswith(inside) and id(module) in linears}
