@@ -44,6 +44,7 @@ OWN = {
     "no task": attacks.put("task", "name", value="exec"),
     "a language model with labels": attacks.put("task", "name", value="causal-lm"),
     "more labels": attacks.put("task", "labels", value=4),
+    "labels beyond the file": attacks.put("task", "labels", value=100000),
     "no labels": attacks.put("task", "labels", value=0),
     "a million labels": attacks.put("task", "labels", value=1 << 40),
     "labels of the same name": attacks.put("task", "label_names", value=["a", "a", "a"]),

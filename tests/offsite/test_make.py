@@ -120,6 +120,13 @@ def test_a_missing_pooler_is_no_obstacle(tmp_path):
     assert torch.equal(bundle.model(**inputs)[0], model(**inputs)[0])
 
 
+def test_a_head_without_a_padding_token_is_no_obstacle(tmp_path):
+    config = hf.GPT2Config(n_embd=48, n_layer=3, n_head=3, vocab_size=97, num_labels=4)
+    model = hf.GPT2ForSequenceClassification(config).eval()
+    bundle = make(model, (1, 1), "keep:all", tmp_path / "bundle")
+    assert torch.equal(bundle.model.score.weight, model.score.weight)
+
+
 def test_the_manifest_names_neither_the_source_nor_the_weights(tmp_path):
     model = tiny("bert")
     model.config._name_or_path = "/home/owner/secret-model"

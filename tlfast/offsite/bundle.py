@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,8 +82,7 @@ class Bundle:
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any], bytes, BlockMap]:
     """A bundle's manifest, its bytes and its block map, checked; the folder holds what it lists and nothing else."""
-    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() and not folder.is_symlink() else set()
-    list_folder(folder, {MANIFEST, *(names & {WEIGHTS, TOKENIZER})})
+    list_folder(folder, {MANIFEST, *(name for name in (WEIGHTS, TOKENIZER) if os.path.lexists(folder / name))})
     text = read_file(folder / MANIFEST, MANIFEST_BYTES)
     manifest = parse_json(text, folder / MANIFEST)
     try:

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..backbone.calibration import made_up_batch
 from . import preprocessor as preprocessors
-from .architecture import blocks_path, build, describe, fill, find_blocks, seeded, shortened, tensors_of
+from .architecture import base_of, blocks_path, build, describe, fill, find_blocks, seeded, shortened, tensors_of
 from .block_map import BlockMap
 from .bundle import Bundle, write_bundle, write_manifest
 from .distil import Distillation, distil
@@ -153,12 +153,12 @@ def check_same(model: Any, small: Any, blocks: BlockMap) -> None:
 
     Raises ValueError where they differ: a setting that the bundle cannot carry, or a block that computes by its number.
     """
-    batch = made_up_batch(model)
+    batch = made_up_batch(base_of(model))
     if batch is None:
         return
     with evaluating(model), _without(model, set(range(blocks.total)) - set(blocks.kept)):
-        expected = model(**batch)[0]
-    difference = (small(**batch)[0] - expected).abs().max().item()
+        expected = base_of(model)(**batch)[0]
+    difference = (base_of(small)(**batch)[0] - expected).abs().max().item()
     if not difference <= 1e-4 * (1 + expected.abs().max().item()):
         raise ValueError(
             f"model: without its left-out blocks it computes something else than the emulator (by {difference:.2g}): "

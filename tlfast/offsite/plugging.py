@@ -9,7 +9,7 @@ from torch import nn
 
 from ..data.errors import InputError
 from ..ladder import LadderModel
-from .adapter import Adapter
+from .adapter import WEIGHTS, Adapter
 from .architecture import find_blocks
 from .bundle import Bundle
 from .folder import check_new, new_folder
@@ -41,6 +41,7 @@ def plug(
         check_new(Path(out))
     opened = Adapter.open(adapter)
     _check_origin(model, opened, bundle, secret)
+    _check_claims(model, opened)
     try:
         tuned = tunable(model, opened.blocks, opened.task, opened.method)
     except ValueError as error:
@@ -73,6 +74,17 @@ def _check_origin(model: Any, adapter: Adapter, bundle: str | Path | None, secre
                 f"{adapter.folder}: was trained on another bundle ({adapter.bundle_sha256[:12]}) than {bundle} "
                 f"({expected[:12]}); ask for the adapter of this one"
             )
+
+
+def _check_claims(model: Any, adapter: Adapter) -> None:
+    """Before memory is taken for what the manifest claims: that its file can hold a row for each label and rank.
+
+    A row is as wide as the blocks, in float32; a quarter of that is asked for, since some models project first.
+    """
+    rows = max(adapter.task.labels or 0, adapter.method.rank if adapter.method.name == "lora" else 0)
+    listed = adapter.manifest["files"][WEIGHTS]["bytes"]
+    if rows * find_blocks(model).spec.width > listed:
+        raise InputError(f"{adapter.folder}: claims {rows} rows, for which {listed} bytes are too few; it is refused")
 
 
 def _finished(tuned: nn.Module, task: TaskSpec) -> Any:
