@@ -284,3 +284,5 @@ def test_the_code_of_offsite_tuning_runs(tmp_path, monkeypatch):
     exec(next(code for code in code_blocks("python") if "offsite.make" in code), names)
     assert names["received"].blocks.kept == (0, 1, 4, 5)
     assert names["received"].preprocessor("bad")["input_ids"] == [2, 6, 3]
+    exec(next(code for code in code_blocks("python") if "NeighbourLoader" in code), names)
+    assert names["h"]["author"].shape == (names["batch"].sample.num_seeds["author"], 128)

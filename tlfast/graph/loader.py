@@ -12,7 +12,7 @@ import torch
 
 from ..data.errors import InputError
 from ..ops import LayerPlan
-from .hetero import EdgeType, HeteroGraph
+from .hetero import EdgeType, HeteroGraph, as_graph
 
 
 class Sampled(Protocol):
@@ -50,7 +50,7 @@ class NeighbourLoader:
     """Iterates over batches of seeds with their sampled neighbours, each epoch in a new order.
 
     Args:
-        graph: whose features are gathered.
+        graph: HeteroData or `HeteroGraph` whose features are gathered.
         sampler: draws the neighbours.
         seeds: {type: (n,) integers}, the nodes to go through; batches take of each type in proportion.
         batch_size: seeds a batch, of all types together.
@@ -67,7 +67,7 @@ class NeighbourLoader:
 
     def __init__(
         self,
-        graph: HeteroGraph,
+        graph: Any,
         sampler: Sampler,
         seeds: Mapping[str, torch.Tensor],
         batch_size: int,
@@ -78,7 +78,7 @@ class NeighbourLoader:
         for name, value, least in (("batch_size", batch_size, 1), ("prefetch", prefetch, 0)):
             if value < least:
                 raise InputError(f"{name} must be at least {least}, not {value}")
-        self.graph, self.sampler, self.batch_size, self.shuffle = graph, sampler, batch_size, shuffle
+        self.graph, self.sampler, self.batch_size, self.shuffle = as_graph(graph), sampler, batch_size, shuffle
         self.seeds, self.seed, self.prefetch = dict(seeds), seed, prefetch
         self._types = list(self.seeds)
         self._total = sum(len(nodes) for nodes in self.seeds.values())
