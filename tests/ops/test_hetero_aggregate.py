@@ -299,3 +299,16 @@ def test_on_a_gpu(dtype, width):
         exact = hetero_aggregate(x.double(), relation)
         ours, peer = hetero_aggregate(x.cuda(), relation.to("cuda"), impl="cuda").cpu(), hetero_aggregate(x, relation)
         assert_within_budget("y", ours, peer, exact, torch.finfo(torch.float32).eps * float(exact.abs().max()))
+
+
+@needs_native
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_counting_and_sorting_give_the_same_rows(size, monkeypatch):
+    counted = make_relation(*size)
+    monkeypatch.setattr("tlfast._native.why_not", lambda: "blocked")
+    compressed = make_relation(*size)
+    for mine, expected in ((counted.by_target, compressed.by_target), (counted.by_source, compressed.by_source)):
+        assert mine.columns == expected.columns
+        for name in ("rowptr", "col", "inverse_degree", "tasks"):
+            a, b = getattr(mine, name), getattr(expected, name)
+            assert torch.equal(a, b) and a.dtype == b.dtype, name

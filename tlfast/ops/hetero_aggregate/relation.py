@@ -73,6 +73,9 @@ class Relation:
             ValueError: no (2, E) integers, or an index out of range; `name` says in the message which list.
         """
         _check_edges(edge_index, num_sources, num_targets, name)
+        if edge_index.device.type == "cpu" and not _native.why_not():
+            source, target = edge_index.to(torch.int32)
+            return _counted(source, target, num_sources, num_targets)
         source, target = edge_index.to(torch.int64)
         by_target = Rows.compress(target, source, num_targets, num_sources)
         return Relation(by_target, Rows.compress(source, target, num_sources, num_targets))
@@ -171,28 +174,41 @@ def _plain_both_ways(rowptr: torch.Tensor, col: torch.Tensor, columns: int) -> t
     return Rows.compress(row, source, rows, columns), Rows.compress(source, row, columns, rows)
 
 
+def _counted(source: torch.Tensor, target: torch.Tensor, num_sources: int, num_targets: int) -> Relation:
+    """By counting instead of sorting: edges by source, these by target, and back; each is a transpose of rows."""
+    each = torch.arange(len(source) + 1, dtype=torch.int32)  # a row an edge
+    _, (starts, edge, _) = _transposed([(each, source.contiguous(), num_sources)])[0]
+    _, (starts, sources, _) = _transposed([(starts, target[edge], num_targets)])[0]
+    return Relation(*_native_both_ways([(starts, sources, num_sources)])[0])
+
+
 def _native_both_ways(rows: Sequence[tuple[torch.Tensor, torch.Tensor, int]]) -> list[tuple[Rows, Rows]]:
-    """Each relation's rows and their transpose, by counting; all results are parts of two tensors."""
+    """Each relation's rows and their transpose."""
+    found = []
+    for (rowptr, col, columns), (scale, (starts, rows_of, back)) in zip(rows, _transposed(rows), strict=True):
+        there = Rows(rowptr, col, columns, scale, _tasks(rowptr, col))
+        found.append((there, Rows(starts, rows_of, rowptr.numel() - 1, back, _tasks(starts, rows_of))))
+    return found
+
+
+def _transposed(
+    rows: Sequence[tuple[torch.Tensor, torch.Tensor, int]],
+) -> list[tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
+    """1 / edges of each relation's rows, and rowptr, col and 1 / edges of its transpose; all parts of two tensors."""
     sizes = [(rowptr.numel() - 1, col.numel(), columns) for rowptr, col, columns in rows]
     whole = torch.empty(sum(edges + columns + 1 for _, edges, columns in sizes), dtype=torch.int32)
     scales = torch.empty(sum(count + columns for count, _, columns in sizes), dtype=torch.float32)
     structure = whole.split([size for _, edges, columns in sizes for size in (columns + 1, edges)])
     inverse = scales.split([size for count, _, columns in sizes for size in (count, columns)])
-    parts = zip(rows, sizes, structure[::2], structure[1::2], inverse[::2], inverse[1::2], strict=True)
     table, found = [], []
-    for (rowptr, col, columns), (count, _, _), starts, targets, scale, back in parts:
-        tensors = (rowptr, col, starts, targets, scale, back)
+    for i, ((rowptr, col, _), (count, _, columns)) in enumerate(zip(rows, sizes, strict=True)):
+        (starts, rows_of), (scale, back) = structure[2 * i : 2 * i + 2], inverse[2 * i : 2 * i + 2]
+        tensors = (rowptr, col, starts, rows_of, scale, back)
         table.append([*(tensor.data_ptr() for tensor in tensors), count, columns])
-        found.append((rowptr, col, columns, scale, starts, targets, count, back))
+        found.append((scale, (starts, rows_of, back)))
     lines = torch.tensor(table, dtype=torch.int64)
     _native.library().transpose_rows_cpu(lines.data_ptr(), len(table), torch.get_num_threads())
-    return [
-        (
-            Rows(rowptr, col, columns, scale, _tasks(rowptr, col)),
-            Rows(starts, targets, count, back, _tasks(starts, targets)),
-        )
-        for rowptr, col, columns, scale, starts, targets, count, back in found
-    ]
+    return found
 
 
 def _check_edges(edge_index: torch.Tensor, num_sources: int, num_targets: int, name: str) -> None:
