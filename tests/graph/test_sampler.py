@@ -51,6 +51,7 @@ def test_transposes_fit(blocked, monkeypatch):
                     assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, (edge_type, name)
 
 
+@pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("layers, hops", [(1, 1), (2, 2), (3, 3), (3, 1), (2, 0)])
 def test_states_of_seeds_are_those_of_the_whole_graph(layers, hops):
     """With all neighbours; with fewer hops than layers the states are those of the graph that was sampled."""
@@ -77,6 +78,7 @@ def test_states_of_seeds_are_those_of_the_whole_graph(layers, hops):
     assert {t: len(states) for t, states in h.items()} == {t: len(SEEDS.get(t, ())) for t in NODES}
 
 
+@pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("layers", [2, 3])
 def test_trimmed_layers_are_the_whole_sample(layers):
     graph = make_graph()

@@ -12,7 +12,7 @@ from tests.ops.graph_cases import make_relation
 from tests.ops.norm_cases import needs_native
 from tlfast import ops
 from tlfast.ops import LayerPlan, hmpnn_layer
-from tlfast.ops.hmpnn_layer import reference
+from tlfast.ops.hmpnn_layer import project, reference
 from tlfast.ops.hmpnn_layer.products import times_transposed, transposed_times
 
 NODES = (40, 13, 7)
@@ -204,3 +204,43 @@ def test_a_named_implementation_never_falls_back():
     with pytest.raises(RuntimeError, match=r"impl='native' cannot run: .*float64.*reference"):
         hmpnn_layer(*[[t.double() for t in tensors] for tensors in make(plan)], plan, impl="native")
     assert set(ops.implementations("hmpnn_layer")) == {"reference", "native", "cuda"}
+
+
+@pytest.mark.usefixtures("poisoned", "two_threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(0, 5, 3), (1, 1, 1), (63, 65, 100), (40, 384, 128)], ids=str)
+def test_project(shape, dtype):
+    rows, inputs, outputs = shape
+    torch.manual_seed(0)
+    x = torch.randn(inputs, rows).to(dtype).t().requires_grad_()  # columns stand together
+    w, dy = torch.randn(outputs, inputs).to(dtype).requires_grad_(), torch.randn(rows, outputs).to(dtype)
+    found = [project(x, w), *torch.autograd.grad(project(x, w), (x, w), dy)]
+    plain = [torch.nn.functional.linear(x, w), *torch.autograd.grad(torch.nn.functional.linear(x, w), (x, w), dy)]
+    exact_x, exact_w, exact_dy = x.double(), w.double(), dy.double()
+    exact = [exact_x @ exact_w.t(), exact_dy @ exact_w, exact_dy.t() @ exact_x]
+    for name, mine, peer, true in zip(("y", "dx", "dw"), found, plain, exact, strict=True):
+        largest = float(true.detach().abs().max()) if true.numel() else 0.0
+        budget = 4 * torch.finfo(dtype).eps * largest
+        assert_within_budget(name, mine.detach(), peer.detach(), true.detach(), budget)
+
+
+@pytest.mark.parametrize("need_x", [True, False])
+def test_project_in_pytorchs_machinery(need_x):
+    x, w = torch.randn(5, 4, requires_grad=need_x), torch.randn(3, 4, requires_grad=True)
+    torch.library.opcheck(torch.ops.tlfast.project.default, (x, w))
+    compiled = torch.compile(lambda x, w: torch.tanh(project(x, w)), fullgraph=True, backend="aot_eager")
+    (mine,), (eager,) = (torch.autograd.grad(f(x, w).sum(), [w]) for f in (compiled, lambda x, w: project(x, w).tanh()))
+    torch.testing.assert_close(mine, eager)
+
+
+@pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=needs_native)])
+def test_states_that_lie_in_columns(impl):
+    plan = make_plan()
+    inputs, dh = make(plan), [torch.randn(n, 24) for n in NODES]
+    wanted = run(lambda *a: hmpnn_layer(*a, impl=impl), inputs, plan, dh)
+
+    def in_columns(h, *others):
+        return hmpnn_layer([state.t().contiguous().t() for state in h], *others, impl=impl)
+
+    for part, expected in zip(run(in_columns, inputs, plan, dh), wanted, strict=True):
+        torch.testing.assert_close(part, expected)

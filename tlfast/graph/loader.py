@@ -118,7 +118,6 @@ class NeighbourLoader:
             return False
 
         def work() -> None:
-            torch.set_num_threads(1)  # of this thread; the others stay with the model
             try:
                 for batch in self._batches(epoch):
                     if not put(batch):

@@ -193,7 +193,7 @@ def _of_source(
     if not (used[s] or any(used[plan.relations[i][2]] for i in plan.outgoing[s])):
         return torch.zeros_like(h) if need_dh else h.new_empty(0), torch.zeros_like(weights)
     rows = stacked.shape[0]
-    gradient = torch.empty_like(h) if need_dh else h.new_empty(0)
+    gradient = h.new_empty(h.shape if need_dh else 0)
     if need_dh:
         times_transposed(stacked, weights.t().contiguous().to(h.dtype), into=gradient[:rows])
         gradient[rows:] = 0

@@ -1,4 +1,4 @@
-"""Dense products with gradients, by the layer's own routes: what leads features into the first layer, and folding."""
+"""A dense product with gradients, by the layer's own routes: it leads features into the first layer."""
 
 from __future__ import annotations
 
