@@ -200,3 +200,18 @@ def test_refusals_of_import(tmp_path):
     refused(run(*arguments, "--format", "ogb", "--labels", "L2"), "--labels is for --format oag")
     refused(run(*arguments, "--format", "oag"), "has no nodes-<type>.npy")
     assert not (tmp_path / "out").exists() and list(tmp_path.iterdir()) == []
+
+
+def test_batches(folder, tmp_path):
+    path, _ = folder
+    sampled = ("--batch-size", 16, "--neighbours", 3, "--epochs", 40)
+    result = fit(path / "graph", tmp_path / "run", *sampled)
+    assert result.exit_code == 0, result.stderr
+    metrics = json.loads(result.stdout)
+    assert metrics["target"]["ktn"]["accuracy"] > 0.9 and metrics["settings"]["batch_size"] == 16
+    again = fit(path / "graph", tmp_path / "again", *sampled)
+    assert json.loads(again.stdout)["target"] == metrics["target"]
+    refused(fit(path / "graph", tmp_path / "a", "--batch-size", -1), "batch_size", "-1", "0 for the whole graph")
+    refused(fit(path / "graph", tmp_path / "b", *sampled[:2], "--neighbours", 0), "neighbours", "0")
+    refused(fit(path / "graph", tmp_path / "c", *sampled, "--baselines", "none"), "--baselines", "--batch-size")
+    assert not (tmp_path / "c").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from tests.ktn.cases import make_graph
 from tests.ktn.test_training import two_worlds
 from tlfast.data.errors import InputError
 from tlfast.graph import Adjacency, NeighbourLoader
-from tlfast.ktn.batches import BatchSettings, TransferSampler, _losses, fit_batches
+from tlfast.ktn.batches import BatchTraining, TransferSampler, batch_losses, fit_batches
 from tlfast.ktn.training import KtnModel, KtnSettings, evaluate, source_labels
 
 
@@ -27,9 +29,9 @@ def test_losses_are_those_of_the_whole_graph(source, target, hops, layers):
     torch.manual_seed(0)
     model = KtnModel(graph, settings, 3)
     seeds = torch.randperm(graph.num_nodes[source])
-    sampler = TransferSampler(adjacency, source, target, model.transfer.paths, layers, fan_out=10**6)
+    sampler = TransferSampler(adjacency, source, target, model.transfer.paths, layers, matched=10**6, fan_out=10**6)
     (batch,) = NeighbourLoader(graph, sampler, {source: seeds}, len(seeds))
-    classification, matching, predicted, _ = _losses(model, batch, labels)
+    classification, matching, predicted, _ = batch_losses(model, batch, labels)
     found = torch.autograd.grad(classification + matching, list(model.parameters()), allow_unused=True)
     h = model.gnn(graph.x, adjacency)
     exact = model.classifier(h[source]), model.transfer.matching_loss(h, adjacency)
@@ -48,9 +50,9 @@ def test_matching_of_some_seeds_is_the_mean_over_them():
     adjacency = Adjacency(graph)
     model = KtnModel(graph, KtnSettings("paper", "author", 1, hidden=8), 3)
     seeds = torch.tensor([3, 17, 5])
-    sampler = TransferSampler(adjacency, "paper", "author", model.transfer.paths, 2, fan_out=10**6)
+    sampler = TransferSampler(adjacency, "paper", "author", model.transfer.paths, 2, matched=10**6, fan_out=10**6)
     (batch,) = NeighbourLoader(graph, sampler, {"paper": seeds}, 3, shuffle=False)
-    _, matching, _, _ = _losses(model, batch, source_labels(graph, "paper"))
+    _, matching, _, _ = batch_losses(model, batch, source_labels(graph, "paper"))
     h = model.gnn(graph.x, adjacency)
     relation = adjacency["author", "writes", "paper"].by_target
     total = torch.zeros(())
@@ -64,31 +66,48 @@ def test_matching_of_some_seeds_is_the_mean_over_them():
 def test_what_is_learned_on_one_type_holds_on_the_other_and_repeats_itself():
     graph = two_worlds(nodes=120)
     adjacency = Adjacency(graph)
-    settings, batches = KtnSettings("item", "user", epochs=12, hidden=16, lr=1e-2), BatchSettings(16, 3)
+    settings = KtnSettings("item", "user", epochs=12, hidden=16, lr=1e-2, batch_size=16, neighbours=3)
     told = []
-    fitted = fit_batches(graph, adjacency, settings, batches, told.append)
+    fitted = fit_batches(graph, adjacency, settings, told.append)
     found = evaluate(fitted, graph, adjacency)
     assert found["source"]["accuracy"] > 0.9 and found["target"]["ktn"]["accuracy"] > 0.9
     assert told == fitted.history and set(told[0]) == {
         "epoch", "loss", "matching", "dev_loss", "dev_accuracy", "seconds"
     }  # fmt: skip
     assert fitted.best_epoch == min(told, key=lambda entry: entry["dev_loss"])["epoch"]
-    again = fit_batches(graph, adjacency, settings, batches)
+    again = fit_batches(graph, adjacency, settings)
     for name, tensor in fitted.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name])
+
+
+def test_a_state_goes_on_as_if_never_broken_off():
+    graph = two_worlds()
+    settings = KtnSettings("item", "user", epochs=6, hidden=8, batch_size=16, neighbours=3)
+    arguments = graph, Adjacency(graph), settings
+    whole, kept = fit_batches(*arguments), []
+    first = BatchTraining(*arguments)
+    for _ in range(3):
+        first.run_epoch()
+    again = fit_batches(*arguments, resumed=copy.deepcopy(first.state_dict()), keep=kept.append)
+    assert len(kept) == 3
+    for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name])
 
 
 def test_it_stops_early():
     graph = two_worlds()
-    settings = KtnSettings("item", "user", epochs=500, hidden=8, lr=0.5, patience=2)
-    fitted = fit_batches(graph, Adjacency(graph), settings, BatchSettings(30, 2))
+    settings = KtnSettings("item", "user", epochs=500, hidden=8, lr=0.5, patience=2, batch_size=30, neighbours=2)
+    fitted = fit_batches(graph, Adjacency(graph), settings)
     assert len(fitted.history) == fitted.best_epoch + 2 < 500
 
 
-@pytest.mark.parametrize("size, fan_out, words", [(0, 5, "batch size"), (5, 0, "fan-out"), (5, -1, "fan-out")])
-def test_settings_out_of_range(size, fan_out, words):
-    with pytest.raises(InputError, match=words):
-        BatchSettings(size, fan_out)
+def test_settings_out_of_range():
+    for changes in ({"batch_size": -1}, {"batch_size": 5, "neighbours": 0}):
+        with pytest.raises(InputError, match=list(changes)[-1]):
+            KtnSettings("a", "b", **changes)
+    graph = two_worlds()
+    with pytest.raises(InputError, match="batch_size must be at least 1"):
+        fit_batches(graph, Adjacency(graph), KtnSettings("item", "user"))
 
 
 @pytest.mark.parametrize(
@@ -101,6 +120,6 @@ def test_settings_out_of_range(size, fan_out, words):
 )
 def test_bad_input(changes, words):
     graph = make_graph()
-    settings = KtnSettings(**({"source": "paper", "target": "author", "hidden": 8} | changes))
+    settings = KtnSettings(**({"source": "paper", "target": "author", "hidden": 8, "batch_size": 8} | changes))
     with pytest.raises(InputError, match=words):
-        fit_batches(graph, Adjacency(graph), settings, BatchSettings(8, 2))
+        fit_batches(graph, Adjacency(graph), settings)

@@ -41,6 +41,10 @@ def fit(
     layers: Annotated[int, typer.Option(help="Layers of message passing.")] = 2,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3,
     fan_out: Annotated[int, typer.Option(help="The most neighbours a relation that a step matches to.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Labelled nodes a step; 0: the whole graph in one.")] = 0,
+    neighbours: Annotated[
+        int, typer.Option(help="With --batch-size: edges a node draws from each relation in each hop.")
+    ] = 10,
     baselines: Annotated[
         str, typer.Option(help="Train these beside it: none (no transfer), dan, coral, dann, cdan, or all.")
     ] = "",
@@ -59,7 +63,10 @@ def fit(
     from ..training import RunFolder, file_digest
 
     names = baseline_names(baselines)
-    settings = KtnSettings(source, target, hops, epochs, hidden, layers, lr, fan_out=fan_out, seed=seed)
+    if batch_size and names:
+        raise InputError("--baselines train on the whole graph; leave them or --batch-size out")
+    sizes = {"fan_out": fan_out, "batch_size": batch_size, "neighbours": neighbours}
+    settings = KtnSettings(source, target, hops, epochs, hidden, layers, lr, seed=seed, **sizes)
     graph = read_folder(graph_folder)
     adjacency = Adjacency(graph)
     extra = None if more_labels is None else _read_labels(more_labels, graph, source, target)
@@ -193,7 +200,7 @@ def fit_into(
 def _fit(graph: HeteroGraph, adjacency: Adjacency, settings: KtnSettings, run: RunFolder, show: bool) -> KtnFit:
     from tqdm import tqdm
 
-    from ..ktn import training
+    from ..ktn import batches, training
     from ..training.epochs import keep_state, last_state
 
     def keep(under_way: training.KtnTraining) -> None:
@@ -209,7 +216,8 @@ def _fit(graph: HeteroGraph, adjacency: Adjacency, settings: KtnSettings, run: R
             bar.set_postfix_str(f"loss {entry['loss']:.4f}, dev {entry['dev_accuracy']:.4f}")
             bar.update()
 
-        return training.fit(graph, adjacency, settings, progress, keep, resumed)
+        fit_by = batches.fit_batches if settings.batch_size else training.fit
+        return fit_by(graph, adjacency, settings, progress, keep, resumed)
 
 
 def _baselines(

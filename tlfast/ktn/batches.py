@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -15,23 +15,7 @@ from ..graph.loader import Batch
 from ..ops import LayerPlan
 from .metapaths import Metapath
 from .metrics import scores
-from .training import KtnFit, KtnModel, KtnSettings, source_labels, split, target_labels
-
-
-@dataclass(frozen=True)
-class BatchSettings:
-    """Source nodes a batch, and edges a node draws from each relation in each hop.
-
-    Raises InputError for numbers below 1.
-    """
-
-    size: int
-    fan_out: int = 10
-
-    def __post_init__(self) -> None:
-        for name, value in (("batch size", self.size), ("fan-out", self.fan_out)):
-            if value < 1:
-                raise InputError(f"{name} must be at least 1, not {value}")
+from .training import KtnFit, KtnModel, KtnSettings, KtnTraining, run_to_end
 
 
 @dataclass(frozen=True)
@@ -59,18 +43,27 @@ class TransferSample:
 class TransferSampler:
     """Draws the metapaths of source nodes, and then the neighbours of both ends.
 
+    matched: edges a node draws along the metapaths. fan_out: edges it draws for its state.
+
     A node may be met again further along a path, and what it draws it draws once: so a hop draws from every relation
     that stands on a path there or later.
     """
 
     def __init__(
-        self, adjacency: Adjacency, source: str, target: str, paths: list[Metapath], layers: int, fan_out: int
+        self,
+        adjacency: Adjacency,
+        source: str,
+        target: str,
+        paths: list[Metapath],
+        layers: int,
+        matched: int,
+        fan_out: int,
     ) -> None:
         self.source, self.target = source, target
         hops = []
         for place in range(max(len(path) for path in paths)):
             wanted = {edge_type for path in paths for edge_type in path[place:]}
-            hops.append({edge_type: fan_out if edge_type in wanted else 0 for edge_type in adjacency.edge_types})
+            hops.append({edge_type: matched if edge_type in wanted else 0 for edge_type in adjacency.edge_types})
         self._paths = NeighbourSampler(adjacency, hops)
         self._states = NeighbourSampler(adjacency, [fan_out] * layers)
 
@@ -82,50 +75,72 @@ class TransferSampler:
         return TransferSample(count, paths, self._states.sample(ends, seed ^ 1))
 
 
-def fit_batches(
-    graph: HeteroGraph,
-    adjacency: Adjacency,
-    settings: KtnSettings,
-    batches: BatchSettings,
-    progress: Callable[[dict[str, float]], None] = lambda entry: None,
-) -> KtnFit:
-    """As `training.fit`, with a step for each batch of labelled source nodes and their sampled neighbours.
+class BatchTraining(KtnTraining):
+    """A fit under way on batches. An epoch goes through the training nodes once, in a new order and with new draws.
 
-    An epoch goes through the training nodes once, in a new order and with new draws; matching is of these nodes. dev is
-    scored after each epoch, always on the same draws.
-    Raises what `training.fit` raises.
+    Matching is of the labelled nodes of each batch, to `settings.fan_out` neighbours a relation. dev is scored after
+    each epoch, always on the same draws, with matching to `settings.neighbours` neighbours.
+
+    Raises what `KtnTraining` raises.
     """
-    labels = source_labels(graph, settings.source)
-    target_labels(graph, settings.target, labels.shape[1])  # what cannot be scored is said before, not after
-    train, dev = split(labels, settings.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model = KtnModel(graph, settings, labels.shape[1])
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
-    paths = model.transfer.paths
-    sampler = TransferSampler(adjacency, settings.source, settings.target, paths, settings.layers, batches.fan_out)
-    loader = NeighbourLoader(graph, sampler, {settings.source: train}, batches.size, seed=settings.seed)
-    history: list[dict[str, float]] = []
-    best, best_epoch, best_state = float("inf"), 0, copy.deepcopy(model.state_dict())
-    for epoch in range(1, settings.epochs + 1):
-        start = time.perf_counter()
-        entry = _train(model, optimizer, loader, labels, settings.matching)
-        fixed = NeighbourLoader(graph, sampler, {settings.source: dev}, batches.size, False, settings.seed)
-        entry |= _score(model, fixed, labels, settings.matching)
-        history.append({"epoch": epoch, **entry, "seconds": time.perf_counter() - start})
-        if entry["dev_loss"] < best:
-            best, best_epoch, best_state = entry["dev_loss"], epoch, copy.deepcopy(model.state_dict())
-        progress(history[-1])
-        if epoch - best_epoch >= settings.patience:
-            break
-    model.load_state_dict(best_state)
-    return KtnFit(model, train, dev, history, best_epoch)
+
+    def __init__(self, graph: HeteroGraph, adjacency: Adjacency, settings: KtnSettings) -> None:
+        super().__init__(graph, adjacency, settings)
+        if settings.batch_size < 1:
+            raise InputError(f"batch_size must be at least 1 to train on batches, not {settings.batch_size}")
+        ends, paths = (settings.source, settings.target), self._model.transfer.paths
+
+        def loader(nodes: torch.Tensor, matched: int, shuffle: bool) -> NeighbourLoader:
+            sampler = TransferSampler(adjacency, *ends, paths, settings.layers, matched, settings.neighbours)
+            return NeighbourLoader(graph, sampler, {ends[0]: nodes}, settings.batch_size, shuffle, settings.seed)
+
+        self._batches = loader(self._train, settings.fan_out, True)
+        self._dev_batches = loader(self._dev, settings.neighbours, False)
+
+    def run_epoch(self) -> dict[str, float]:
+        """A step for each batch; returns the epoch's entry of the history: means over its nodes, dev after it.
+
+        Raises InputError where the loss is not finite.
+        """
+        start, epoch = time.perf_counter(), len(self._history) + 1
+        self._batches.epoch, self._dev_batches.epoch = epoch, 0
+        entry = {"epoch": epoch, **self._steps(), **self._score(), "seconds": time.perf_counter() - start}
+        if epoch == 1 or entry["dev_loss"] < self._history[self._best_epoch - 1]["dev_loss"]:
+            self._best_epoch, self._best_state = epoch, self._weights()
+        self._history.append(entry)
+        return entry
+
+    def _steps(self) -> dict[str, float]:
+        sums, nodes = torch.zeros(2, dtype=torch.float64), 0
+        for batch in self._batches:
+            self._optimizer.zero_grad()
+            classification, matching, _, truth = batch_losses(self._model, batch, self._labels)
+            loss = classification + self._settings.matching * matching
+            if not bool(torch.isfinite(loss)):
+                raise InputError(f"the loss is {loss.item()}; lower the learning rate, or scale the features down")
+            loss.backward()
+            self._optimizer.step()
+            sums += len(truth) * torch.stack([loss.detach(), matching.detach()])
+            nodes += len(truth)
+        mean_loss, mean_matching = (sums / nodes).tolist()
+        return {"loss": mean_loss, "matching": mean_matching}
+
+    @torch.no_grad()
+    def _score(self) -> dict[str, float]:
+        total, predictions, truths = 0.0, [], []
+        for batch in self._dev_batches:
+            classification, matching, predicted, truth = batch_losses(self._model, batch, self._labels)
+            total += len(truth) * float(classification + self._settings.matching * matching)
+            predictions.append(predicted)
+            truths.append(truth)
+        predicted, truth = torch.cat(predictions), torch.cat(truths)
+        return {"dev_loss": total / len(truth), "dev_accuracy": scores(predicted, truth)["accuracy"]}
 
 
-def _losses(
+def batch_losses(
     model: KtnModel, batch: Batch, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Classification and matching of a batch; the seeds' log-probabilities and label distribution."""
+    """Classification and matching of a batch of `TransferSampler`; its seeds' log-probabilities and labels."""
     sample = batch.sample
     assert isinstance(sample, TransferSample)
     h = model.gnn(batch.x, sample)
@@ -135,32 +150,13 @@ def _losses(
     return model.classifier.loss(predicted, truth), matching, predicted, truth
 
 
-def _train(
-    model: KtnModel, optimizer: torch.optim.Optimizer, loader: NeighbourLoader, labels: torch.Tensor, weight: float
-) -> dict[str, float]:
-    """One epoch; means over its nodes."""
-    sums, nodes = torch.zeros(2, dtype=torch.float64), 0
-    for batch in loader:
-        optimizer.zero_grad()
-        classification, matching, _, truth = _losses(model, batch, labels)
-        loss = classification + weight * matching
-        if not bool(torch.isfinite(loss)):
-            raise InputError(f"the loss is {loss.item()}; lower the learning rate, or scale the features down")
-        loss.backward()
-        optimizer.step()
-        sums += len(truth) * torch.stack([loss.detach(), matching.detach()])
-        nodes += len(truth)
-    loss_sum, matching_sum = (sums / nodes).tolist()
-    return {"loss": loss_sum, "matching": matching_sum}
-
-
-@torch.no_grad()
-def _score(model: KtnModel, loader: NeighbourLoader, labels: torch.Tensor, weight: float) -> dict[str, float]:
-    total, predictions, truths = 0.0, [], []
-    for batch in loader:
-        classification, matching, predicted, truth = _losses(model, batch, labels)
-        total += len(truth) * float(classification + weight * matching)
-        predictions.append(predicted)
-        truths.append(truth)
-    predicted, truth = torch.cat(predictions), torch.cat(truths)
-    return {"dev_loss": total / len(truth), "dev_accuracy": scores(predicted, truth)["accuracy"]}
+def fit_batches(
+    graph: HeteroGraph,
+    adjacency: Adjacency,
+    settings: KtnSettings,
+    progress: Callable[[dict[str, float]], None] = lambda entry: None,
+    keep: Callable[[KtnTraining], None] = lambda training: None,
+    resumed: dict[str, Any] | None = None,
+) -> KtnFit:
+    """As `training.fit`, with a step for each batch of labelled source nodes and their sampled neighbours."""
+    return run_to_end(BatchTraining(graph, adjacency, settings), progress, keep, resumed)

@@ -31,6 +31,8 @@ class KtnSettings:
     fan_out: a step matches source states to at most so many neighbours of a node in each relation, drawn anew (see
     `Thinning`); 1 as in the authors' code. The mean over all of a large neighbourhood is the same at every step: it
     fits where the mean lies, and not the single nodes that are to be classified.
+    batch_size: labelled source nodes a step, for `batches.fit_batches`; 0: the whole graph. neighbours: with it, edges
+    that a node draws from each relation in each hop.
 
     patience: epochs without a better dev loss before it stops. With a handful of dev nodes that loss may rise for
     twenty epochs before it falls to its least.
@@ -49,11 +51,15 @@ class KtnSettings:
     fan_out: int = 1
     patience: int = 60
     seed: int = 0
+    batch_size: int = 0
+    neighbours: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("hops", "epochs", "hidden", "layers", "patience", "fan_out"):
+        for name in ("hops", "epochs", "hidden", "layers", "patience", "fan_out", "neighbours"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.batch_size < 0:
+            raise InputError(f"batch_size must be at least 1, or 0 for the whole graph, not {self.batch_size}")
         if not 0 < self.lr < float("inf"):
             raise InputError(f"lr must be positive and finite, not {self.lr}")
         if not 0 <= self.matching < float("inf"):
@@ -261,7 +267,16 @@ def fit(
     resumed: such a state; what follows it is what an unbroken run does. Stops after `patience` epochs without a better
     one. Raises what `KtnTraining` raises.
     """
-    training = KtnTraining(graph, adjacency, settings)
+    return run_to_end(KtnTraining(graph, adjacency, settings), progress, keep, resumed)
+
+
+def run_to_end(
+    training: KtnTraining,
+    progress: Callable[[dict[str, float]], None],
+    keep: Callable[[KtnTraining], None],
+    resumed: dict[str, Any] | None,
+) -> KtnFit:
+    """All epochs of a training, from the state `resumed` on where it is given, as `fit` says."""
     if resumed is not None:
         training.load_state_dict(resumed)
     while not training.done:
