@@ -30,7 +30,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # read by now; a pytest that a test starts is not the one these options were meant for
-os.environ.pop("PYTEST_ADDOPTS", None)
+for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.pop(name, None)
 
 if not torch.cuda.is_available():
     # must be set before tlfast is imported: Triton reads it when a kernel is defined

@@ -268,6 +268,8 @@ def test_the_graphs_code_runs(tmp_path, monkeypatch):
     names = {}
     exec(next(code for code in code_blocks("python") if "KnowledgeTransfer" in code), names)
     assert names["as_authors"].shape == names["h"]["paper"].shape and names["loss"].requires_grad
+    exec(next(code for code in code_blocks("python") if "NeighbourLoader" in code), names)
+    assert names["h"]["author"].shape == (names["batch"].sample.num_seeds["author"], 128)
     names = {}
     exec(next(code for code in code_blocks("python") if "HGTConv" in code), names)
     assert all(p.grad is not None for p in names["ktn"].parameters())
@@ -284,5 +286,3 @@ def test_the_code_of_offsite_tuning_runs(tmp_path, monkeypatch):
     exec(next(code for code in code_blocks("python") if "offsite.make" in code), names)
     assert names["received"].blocks.kept == (0, 1, 4, 5)
     assert names["received"].preprocessor("bad")["input_ids"] == [2, 6, 3]
-    exec(next(code for code in code_blocks("python") if "NeighbourLoader" in code), names)
-    assert names["h"]["author"].shape == (names["batch"].sample.num_seeds["author"], 128)

@@ -98,16 +98,104 @@ def inputs_with(ids, mask):
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def test_weights_are_shared_and_read_where_they_are():
-    model = wide()
+def randomise(model):
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def assert_as_modules_compute(backbone, close=True, **inputs):
+    ours, plain = backbone(**inputs), through_modules(backbone, inputs)
+    for a, b in zip(outputs(ours), outputs(plain), strict=True):
+        if close:
+            torch.testing.assert_close(a, b, atol=2e-5, rtol=2e-5)
+        else:
+            assert torch.equal(a, b)
+
+
+def test_weights_are_shared_and_read_as_they_are_now():
+    model = randomise(wide())
     backbone = tlfast.freeze(model)
     ids = torch.randint(3, 97, (4, 9))
     before = backbone(input_ids=ids).last_hidden_state
     assert backbone.weight_bytes() == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-    other = BertModel(model.config).eval()
-    model.load_state_dict(other.state_dict())  # in place: not what a frozen model is for, but the same weights
-    torch.testing.assert_close(backbone(input_ids=ids).last_hidden_state, other(ids).last_hidden_state)
+    # in place: not what a frozen model is for, but matrices, biases and norms stay those of one model
+    model.load_state_dict(randomise(BertModel(model.config)).state_dict())
+    assert_as_modules_compute(backbone, input_ids=ids)
     assert not torch.allclose(before, backbone(input_ids=ids).last_hidden_state)
+    model.encoder.layer[1] = randomise(BertModel(model.config).eval()).encoder.layer[1]
+    assert_as_modules_compute(backbone, input_ids=ids)
+    assert backbone.describe()[1]["path"] == "packed"
+
+
+def double_a_block(model):
+    return model.encoder.layer[1].output.dense.double()
+
+
+def wrap_a_layer(model):
+    class Wrapped(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    old = model.encoder.layer[1].output.dense
+    new = Wrapped(old.in_features, old.out_features)
+    new.weight, new.bias = old.weight, old.bias
+    model.encoder.layer[1].output.dense = new
+
+
+def watch_a_layer(model):
+    model.encoder.layer[1].output.dense.register_forward_hook(lambda module, args, output: output + 1)
+
+
+def turn_a_weight(model):
+    weight = model.encoder.layer[1].attention.self.query.weight
+    weight.data = weight.data.T.contiguous().T
+
+
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [(wrap_a_layer, "is a Wrapped"), (watch_a_layer, "hooks watch"), (turn_a_weight, "different orders")],
+)
+def test_what_is_changed_runs_as_modules(change, why, early):
+    model, ids = randomise(wide()), torch.randint(3, 97, (4, 9))
+    if early:
+        change(model)
+    backbone = tlfast.freeze(model)
+    if not early:
+        backbone(input_ids=ids)
+        change(model)
+    assert_as_modules_compute(backbone, close=False, input_ids=ids)
+    assert why in backbone.describe()[0]["why"]
+
+
+def test_a_block_in_another_dtype_is_not_multiplied_as_float32():
+    model, ids = randomise(wide()), torch.randint(3, 97, (4, 9))
+    backbone = tlfast.freeze(model)
+    backbone(input_ids=ids)
+    double_a_block(model)
+    assert "not float32 on the CPU" in backbone.describe()[0]["why"]
+    with pytest.raises(RuntimeError, match="dtype"):  # as transformers says it
+        backbone(input_ids=ids)
+
+
+def test_what_blocks_themselves_are_given_reaches_them(any_width):
+    backbone, inputs = tlfast.freeze(tiny("gpt2")), {"input_ids": torch.randint(3, 90, (2, 5))}
+    with torch.no_grad():
+        past = backbone.model(torch.randint(3, 90, (2, 4)), use_cache=True).past_key_values
+    given = {"past_key_values": copy.deepcopy(past), "use_cache": True}
+    ours = backbone(**inputs, **given)
+    theirs = through_modules(backbone, inputs | {"past_key_values": copy.deepcopy(past), "use_cache": True})
+    assert torch.equal(ours.last_hidden_state, theirs.last_hidden_state)
+    assert not torch.allclose(ours.last_hidden_state, backbone(**inputs).last_hidden_state, atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("setting", [{"scale_attn_weights": False}, {"add_cross_attention": True}])
+def test_settings_that_packed_attention_has_not(setting, precision, any_width):
+    (name,) = setting
+    rows = tlfast.freeze(tiny("gpt2", **setting), precision).describe()
+    assert all(row["path"] == "module" and name in row["why"] for row in rows)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda backbone: pickle.loads(pickle.dumps(backbone))])

@@ -61,7 +61,7 @@ def test_it_says_what_it_wrote(data, tmp_path):
     assert found["worst_weight_error"] == max(row["weight_error"] for row in backbone.describe()) > 0
     lines = run("freeze", "--backbone", data / "bert", "--out", tmp_path / "fp32", "--precision", "fp32").stdout
     assert f"fp32 backbone in {tmp_path / 'fp32'}: " in lines
-    assert "0 of 2 blocks run over packed tokens (fp32 gives" in lines
+    assert "0 of 2 blocks run over packed tokens (narrower than" in lines
 
 
 def test_embed_gives_what_the_precision_gives(data, tmp_path):

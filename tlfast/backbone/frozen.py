@@ -27,13 +27,19 @@ from .outputs import (
     token_shape,
 )
 from .packed import Batch, PackedStack, contiguous, first_weight, reach_blocks
-from .packed_block import why_not, why_not_fp32
+from .packed_block import weights_state, why_not, why_not_fp32
 from .parts import BlockSpec
 from .sharding import own_part
 from .stack import Stack
 
 _DECODER_INPUTS = ("decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds")
 _REGISTERING = threading.Lock()
+# what a model is done with before its first block
+_BEFORE_BLOCKS = (
+    "input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids", "pixel_values",
+    "bool_masked_pos", "interpolate_pos_encoding",
+)  # fmt: skip
+_OF_MEMORY = ("encoder_hidden_states", "encoder_attention_mask")
 _EMBEDDING = -1  # the input of block 0, beside the blocks' indices
 # settings that taps depend on and that neither weights nor BlockSpec show
 _SETTINGS = (
@@ -74,7 +80,7 @@ class FrozenBackbone(nn.Module):
         # shared by all that share the weights
         self._known: dict[str, str] = {} if fingerprint is None else {"fingerprint": fingerprint}
         self._weight_errors = weight_errors or {}
-        self._packed: dict[str, tuple[int, PackedStack]] = {}
+        self._packed: dict[str, tuple[Any, PackedStack | None]] = {}
         self._slow = {name: self._why_slow(stack) for name, stack in stacks.items()}
         self.train(False)
 
@@ -146,6 +152,11 @@ class FrozenBackbone(nn.Module):
         """None where a stack runs over packed tokens, otherwise the reason."""
         return why_not_fp32(stack, self.base) if self.precision == "fp32" else why_not(stack, self.base)
 
+    def _why_slow_now(self, stack: Stack) -> str | None:
+        """The same after what has become of the weights since."""
+        shared = self.precision == "fp32" and self._slow[stack.name] is None
+        return self._why_slow(stack) if shared else self._slow[stack.name]
+
     def describe(self) -> list[dict[str, Any]]:
         """For each block "stack", "block", "path" ("packed", or "module": as transformers runs it), "why", "precision".
 
@@ -153,7 +164,7 @@ class FrozenBackbone(nn.Module):
         """
         rows = []
         for name, stack in self.stacks.items():
-            slow = self._slow[name]
+            slow = self._why_slow_now(stack)
             errors = self._weight_errors.get(name, [0.0] * len(stack.blocks))
             for index, error in enumerate(errors):
                 row = {"stack": name, "block": index, "path": "module" if slow else "packed", "why": slow or ""}
@@ -276,14 +287,21 @@ class FrozenBackbone(nn.Module):
 
     def _output(self, stack: Stack, module: Any, inputs: dict[str, Any], cache: Any, packed: bool) -> BackboneOutput:
         """One forward of a stack, over packed tokens where it can be."""
-        if cache is None and self._slow[stack.name] is None and self._readable(stack) and not is_empty(inputs):
+        fast = None if cache is not None or is_empty(inputs) or _meets_blocks(stack, inputs) else self._fast(stack)
+        if fast is not None:
             mask = check_mask(inputs.get("attention_mask"), token_shape(inputs), 0, "")
             if contiguous(mask) or not stack.measures_distance:
-                return self._run_packed(stack, module, inputs, mask, packed)
+                return self._run_packed(fast, stack, module, inputs, mask, packed)
         return finish(*self._run(stack, module, inputs, cache), packed)
 
     def _run_packed(
-        self, stack: Stack, module: Any, inputs: dict[str, Any], mask: torch.Tensor | None, packed: bool
+        self,
+        fast: PackedStack,
+        stack: Stack,
+        module: Any,
+        inputs: dict[str, Any],
+        mask: torch.Tensor | None,
+        packed: bool,
     ) -> BackboneOutput:
         """One forward whose blocks see tokens alone, without padding."""
         if self.model.training:
@@ -291,26 +309,23 @@ class FrozenBackbone(nn.Module):
         with torch.no_grad():
             embedding, block_inputs = reach_blocks(stack, module, inputs)
             batch = Batch.of(stack, embedding.shape[:2], mask, block_inputs)
-            packed_stack = self._packed_stack(stack)
-            x = batch.pack(embedding.to(packed_stack.dtype))
-            taps, last = packed_stack.run(x, batch.sequences, stack.taps)
+            x = batch.pack(embedding.to(fast.dtype))
+            taps, last = fast.run(x, batch.sequences, stack.taps)
             if packed:
                 return BackboneOutput(x, tuple(taps), last, batch.sequences.cu_seqlens)
             return BackboneOutput(batch.unpack(x), tuple(map(batch.unpack, taps)), batch.unpack(last))
 
-    def _readable(self, stack: Stack) -> bool:
-        """Whether packed tokens can read the weights: a float32 model's may have been moved, cast or sharded since."""
-        if self.precision != "fp32":
-            return True
-        weight = first_weight(stack)
-        return type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.dtype == torch.float32
-
-    def _packed_stack(self, stack: Stack) -> PackedStack:
-        """Made at the first call, and again where the weights have moved to another device."""
-        weight = first_weight(stack)
-        if stack.name not in self._packed or self._packed[stack.name][0] != weight.data_ptr():
-            self._packed[stack.name] = weight.data_ptr(), PackedStack(stack, self.model_type)
-        return self._packed[stack.name][1]
+    def _fast(self, stack: Stack) -> PackedStack | None:
+        """The stack over packed tokens, made anew where its weights have changed; None where it runs as modules."""
+        if self._slow[stack.name] is not None:
+            return None
+        shared = self.precision == "fp32"
+        state = weights_state(stack) if shared else first_weight(stack).data_ptr()
+        found = self._packed.get(stack.name)
+        if found is None or found[0] != state:
+            can = not shared or why_not_fp32(stack, self.base) is None
+            found = self._packed[stack.name] = state, PackedStack(stack, self.model_type) if can else None
+        return found[1]
 
     def _run(
         self, stack: Stack, module: Any, inputs: dict[str, Any], cache: Any
@@ -338,12 +353,18 @@ class FrozenBackbone(nn.Module):
         """One line for print(): of each stack how its blocks run, why not over packed tokens, and which are tapped."""
         parts = [f"family={self.model_type}, precision={self.precision}"]
         for stack in self.stacks.values():
-            slow = self._slow[stack.name]
+            slow = self._why_slow_now(stack)
             path = f"as modules ({slow})" if slow else "over packed tokens"
             unknown = "" if stack.parts is not None else ", found by the generic rule"
             taps = f"taps={stack.path}{list(stack.taps)}"
             parts.append(f"{stack.name}: {len(stack.blocks)} blocks {path}{unknown}, {taps}")
         return "; ".join(parts)
+
+
+def _meets_blocks(stack: Stack, inputs: dict[str, Any]) -> bool:
+    """Whether something was given that the blocks themselves read, such as past keys, and packed tokens have not."""
+    known = _BEFORE_BLOCKS + (_OF_MEMORY if stack.spec.cross else ())
+    return any(value is not None and name not in known for name, value in inputs.items())
 
 
 @contextmanager

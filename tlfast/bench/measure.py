@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -194,5 +195,6 @@ def _live_storages() -> dict[int, torch.UntypedStorage]:
         # type() rather than isinstance(), which would run properties of lazy objects; subclasses may hold no storage
         if type(thing) in (torch.Tensor, torch.nn.Parameter) and thing.layout is torch.strided:
             storage = thing.untyped_storage()
-            storages[storage.data_ptr()] = storage
+            with suppress(RuntimeError):  # a tensor that a trace made has no memory
+                storages[storage.data_ptr()] = storage
     return storages
