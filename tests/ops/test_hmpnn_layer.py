@@ -199,6 +199,16 @@ def test_misuse(change, words):
         assert word in str(error.value)
 
 
+def test_tensors_and_relations_on_different_devices():
+    with pytest.raises(ValueError, match="x is on cpu and the weight on meta: move one"):
+        project(torch.zeros(3, 2), torch.zeros(4, 2, device="meta"))
+    plan = LayerPlan((3, 4), [(0, make_relation(3, 4, 5), 1)])
+    square = torch.zeros(2, 2, device="meta")
+    h = [torch.zeros(n, 2, device="meta") for n in (3, 4)]
+    with pytest.raises(ValueError, match="h is on meta and the plan's relations on cpu: move one"):
+        hmpnn_layer(h, [square] * 2, [square], [square], plan, impl="reference")
+
+
 def test_a_named_implementation_never_falls_back():
     plan = make_plan()
     with pytest.raises(RuntimeError, match=r"impl='native' cannot run: .*float64.*reference"):

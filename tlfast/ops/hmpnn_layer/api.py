@@ -88,6 +88,9 @@ def _check(h: Sequence[torch.Tensor], own: Sequence, p: Sequence, q: Sequence, p
             )
         if states.shape != (count, width):
             raise ValueError(f"h[{t}] must be {(count, width)} as the plan has it, not {tuple(states.shape)}")
+    for device in plan.devices:
+        if device != h[0].device:
+            raise ValueError(f"h is on {h[0].device} and the plan's relations on {device}: move one with .to(device)")
     for name, weights in (("own", own), ("p", p), ("q", q)):
         for i, weight in enumerate(weights):
             if weight.shape != (width, width) or not weight.is_floating_point() or weight.device != h[0].device:

@@ -33,6 +33,7 @@ class LayerPlan:
             Relations lead from num_nodes into num_out.
 
     Attributes:
+        devices: where the relations are.
         used: relations that have edges.
         outgoing[s]: relations from s that multiply the source's features first.
         incoming[t]: of those the ones into t; groups[t] aggregates them in one pass.
@@ -55,6 +56,7 @@ class LayerPlan:
     ) -> None:
         self.num_nodes, self.relations = tuple(num_nodes), tuple(relations)
         self.num_out = self.num_nodes if num_out is None else tuple(num_out)
+        self.devices = tuple({relation.by_target.col.device for _, relation, _ in self.relations})
         types = range(len(self.num_nodes))
         self.used = used = [i for i, (_, relation, _) in enumerate(self.relations) if relation.num_edges]
         first = {i for i in used if self.num_out[self.relations[i][2]] >= self.num_nodes[self.relations[i][0]]}

@@ -39,7 +39,12 @@ class Project(torch.autograd.Function):
 
 
 def project(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """x @ w.T for x (N, K) and w (M, K) of one dtype; float64 by PyTorch, twice differentiable."""
+    """x @ w.T for x (N, K) and w (M, K) of one dtype; float64 by PyTorch, twice differentiable.
+
+    Raises ValueError for x and w on different devices.
+    """
+    if x.device != w.device:
+        raise ValueError(f"x is on {x.device} and the weight on {w.device}: move one with .to(device)")
     if x.dtype == torch.float64:
         return torch.nn.functional.linear(x, w)
     return Project.apply(x, w)
