@@ -58,6 +58,15 @@ def test_nodes_and_edges(folders):
             assert np.array_equal(code.edges[source, name, target][::-1], code.edges[target, f"rev_{name}", source])
 
 
+def test_what_cannot_be_read_or_parsed_is_left_out(folders):
+    whole = read_code(folders=folders)
+    (folders["a"] / "folder.py").mkdir()
+    (folders["a"] / "gone.py").symlink_to(folders["a"] / "nothing")
+    (folders["a"] / "deep.py").write_text("x = " + "-" * 100_000 + "1\n")
+    (folders["a"] / "less_deep.py").write_text("x = a" + "+a" * 5000 + "\n")
+    assert read_code(folders=folders).names == whole.names
+
+
 def test_families_and_modules(folders):
     code = read_code(folders=folders)
     for t in ("module", "class", "function"):

@@ -24,6 +24,27 @@ def test_what_is_written_is_read_again(tmp_path):
     assert np.load(tmp_path / "graph" / "edges0.npy").dtype == np.int32
 
 
+def test_edges_that_int32_would_bend_are_refused(tmp_path):
+    graph = make_graph()
+    graph.edges["author", "writes", "paper"][1, 7] = 2**32 + 3
+    with pytest.raises(InputError, match=r"edges of \('author', 'writes', 'paper'\) names target node 4294967299"):
+        save(graph, tmp_path / "graph")
+    assert not (tmp_path / "graph").exists()
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.uint64])
+def test_unsigned_edges_are_read(dtype, tmp_path):
+    graph = make_graph()
+    save(graph, tmp_path)
+    np.save(tmp_path / "edges0.npy", np.load(tmp_path / "edges0.npy").astype(dtype))
+    back = read_folder(tmp_path)
+    assert torch.equal(back.edges["author", "writes", "paper"], graph.edges["author", "writes", "paper"])
+    assert Adjacency(back).num_edges == 170
+    np.save(tmp_path / "edges0.npy", np.zeros((2, 3), np.complex64))
+    with pytest.raises(InputError, match=r"edges0\.npy: is no \.npy array of numbers .*complex64"):
+        read_folder(tmp_path)
+
+
 def test_load_gives_hetero_data(tmp_path):
     pytest.importorskip("torch_geometric")
     graph = make_graph()
@@ -85,6 +106,39 @@ def test_pickles_are_refused(tmp_path):
         read_folder(tmp_path)
 
 
+def npy(header):
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+DAMAGED = {
+    "unclosed": npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (4L, 2\n"),
+    "archive": b"PK\x03\x04damaged",
+    "huge": npy(b"{'descr': '<f8', 'fortran_order': False, 'shape': (2000000000, 2000000000), }\n"),
+    "long": npy(b" " * 20000 + b"{'descr': '<f4', 'fortran_order': False, 'shape': (4, 2), }\n"),
+    "big-endian": npy(b"{'descr': '>f4', 'fortran_order': False, 'shape': (1,), }\n") + bytes(4),
+    "cut": npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (4, 2), }\n") + bytes(5),
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damaged_arrays_are_one_line(damage, tmp_path):
+    save(make_graph(), tmp_path)
+    (tmp_path / "node2.x.npy").write_bytes(DAMAGED[damage])
+    with pytest.raises(InputError, match=r"node2.x.npy: is no .npy array of numbers") as error:
+        read_folder(tmp_path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["a\0b.npy", "loop.npy", "long" * 100])
+def test_paths_that_are_none(name, tmp_path):
+    save(make_graph(), tmp_path)
+    (tmp_path / "loop.npy").symlink_to(tmp_path / "loop.npy")
+    rewrite(tmp_path, put("node_types", "venue", "x", name))
+    with pytest.raises(InputError, match=r"is no path of a file|is no \.npy array"):
+        read_folder(tmp_path)
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -111,7 +165,7 @@ def test_what_is_missing_or_wrong(change, words, tmp_path):
 def test_damaged_listings(tmp_path):
     with pytest.raises(InputError, match=r"there is no graph.json in it"):
         read_folder(tmp_path)
-    for text, words in (("{", "is not JSON"), ("[]", "must hold an object")):
+    for text, words in (("{", "is not JSON"), ("[" * 100_000, "is not JSON"), ("[]", "must hold an object")):
         (tmp_path / "graph.json").write_text(text, encoding="utf-8")
         with pytest.raises(InputError, match=words):
             read_folder(tmp_path)

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import pickle
+import zlib
 
 import numpy as np
 import pytest
@@ -101,6 +102,10 @@ def pickled(name):
         (overwrite("edges-PF_in_L2-to-field-from-paper.csv", "Source,Target\n1,x\n"), ["PF_in_L2", "numbers"]),
         (overwrite("edges-in.csv", "Source,Target\n"), ["edges-in.csv", "is not named as"]),
         (overwrite("edges-x-to-book-from-paper.csv", "Source,Target\n1,1\n"), ["no node type 'book'", "'paper'"]),
+        (overwrite("edges-PF_in_L2-to-field-from-paper.csv", "Source,Target\n1,5\n"), ["target node 5", "5 nodes"]),
+        (overwrite("edges-PF_in_L2-to-field-from-paper.csv", "Source,Target\n-1,2\n"), ["source node -1", "4 nodes"]),
+        (lambda f: np.save(f / "nodes-field.npy", np.zeros((2, 2), np.complex64)), ["nodes-field", "numbers"]),
+        (lambda f: (f / "nodes-field.npy").write_bytes(b"PK\x03\x04 no archive"), ["nodes-field", "holds no array"]),
     ],
 )
 def test_damaged_oag(spoil, words, tmp_path):
@@ -123,6 +128,20 @@ def test_a_pickled_oag_is_never_read(tmp_path):
 def test_classes_of_oag_that_do_not_fit(tmp_path):
     with pytest.raises(InputError, match=r"up to 2, do not fit its 3 nodes and \[2\] classes"):
         read_oag(write_oag(tmp_path / "oag", classes=2))
+
+
+@pytest.mark.parametrize("count", [-1, 10**12, 0, float("nan"), 3.5])
+def test_counts_of_classes_that_are_none(count, tmp_path):
+    folder = write_oag(tmp_path / "oag", classes=count)
+    for t in ("paper", "author", "venue"):
+        with (folder / f"nodes-{t}.npy").open("rb") as file:
+            rows = len(np.load(file))
+        with (folder / f"nodes-{t}.npy").open("wb") as file:
+            for array in (np.ones((rows, 7)), -np.ones((rows, 50), np.int64), np.array([count])):
+                np.save(file, array)
+            np.save(file, np.ones(rows))
+    with pytest.raises(InputError, match=r"nodes-author\.npy: .* classes"):
+        read_oag(folder)
 
 
 # OGB
@@ -173,6 +192,14 @@ def test_labels_of_several_columns(tmp_path):
         ("raw/triplet-type-list.csv.gz", "author,writes\n", ["triplet-type-list", "['author', 'writes']"]),
         ("raw/relations/author___writes___paper/edge.csv.gz", "0,zero\n", ["edge.csv.gz", "numbers separated"]),
         ("raw/relations/author___writes___paper/edge.csv.gz", "0,9\n", ["writes", "node 9"]),
+        ("raw/num-node-dict.csv.gz", "author,paper,school\n3,\u00b2,2\n", ["num-node-dict", "numbers of nodes"]),
+        ("raw/num-node-dict.csv.gz", "author,paper,paper\n3,4,2\n", ["num-node-dict", "a type twice", "'paper'"]),
+        ("raw/num-node-dict.csv.gz", "author,paper,../school\n3,4,2\n", ["num-node-dict", "'../school'", "rename"]),
+        ("raw/num-node-dict.csv.gz", "author,paper,a\\b\n3,4,2\n", ["num-node-dict", "rename"]),
+        ("raw/num-node-dict.csv.gz", f"author,paper\n{'9' * 200_000},2\n", ["num-node-dict", "field larger"]),
+        ("raw/triplet-type-list.csv.gz", "author,/x,paper\n", ["triplet-type-list", "'/x'", "rename"]),
+        ("raw/node-label/paper/node-label.csv.gz", "1\n0\n1.7\n2\n", ["node-label", "whole number", "1.7", "row 2"]),
+        ("raw/node-label/paper/node-label.csv.gz", "1\n0\ninf\n2\n", ["node-label", "whole number", "inf"]),
         ("raw/node-feat/paper/node-feat.csv.gz", "1\n2\n", ["features of 'paper'", "4 nodes"]),
         ("raw/node-feat/paper/node-feat.csv.gz", "1\n2\n3\nnan\n", ["features of 'paper'", "NaN"]),
         ("raw/node-label/paper/node-label.csv.gz", "1\n0\n7\n2\n", ["labels of 'paper'", "7"]),
@@ -200,6 +227,17 @@ def test_missing_parts_of_ogb(tmp_path):
     (folder / "raw/num-node-dict.csv.gz").unlink()
     with pytest.raises(InputError, match=r"num-node-dict\.csv\.gz: is missing"):
         read_ogb(folder)
+
+
+@pytest.mark.parametrize("name", ["num-node-dict.csv.gz", "node-feat/paper/node-feat.csv.gz"])
+def test_damaged_gzip(name, tmp_path):
+    path = write_ogb(tmp_path / "mag") / "raw" / name
+    whole = gzip.compress(b"author,paper,school\n3,4,2\n")
+    path.write_bytes(whole[:10] + b"\xff" * 8 + whole[18:])  # no such kind of block
+    with pytest.raises(zlib.error):
+        gzip.decompress(path.read_bytes())
+    with pytest.raises(InputError, match="invalid block type"):
+        read_ogb(tmp_path / "mag")
 
 
 def test_features_that_reach_no_type(tmp_path):
@@ -270,6 +308,10 @@ def test_dblp_against_scipy(tmp_path):
         (lambda f: np.save(f / "node_types.npy", np.array([0, 1, 0])), ["node_types.npy", "ascending"]),
         (lambda f: np.save(f / "node_types.npy", np.array([0, 1, 3])), ["adjM.npz", "3 nodes"]),
         (lambda f: np.save(f / "labels.npy", np.array([1])), ["labels of 'author'", "2 nodes"]),
+        (
+            lambda f: np.savez(f / "features_0.npz", indices=[-1], indptr=[0, 1, 1], data=[1.0], shape=[2, 3]),
+            ["features_0", "do not fit each other"],
+        ),
         (
             lambda f: np.savez(f / "features_0.npz", indices=[9], indptr=[0, 1], data=[1.0], shape=[1, 3]),
             ["features_0"],

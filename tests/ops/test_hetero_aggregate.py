@@ -258,6 +258,8 @@ def test_misuse(change, words):
         (torch.tensor([[0, 1], [0, 2]]), ["target node 2"]),
         (torch.zeros(2, 3), ["integers", "float32"]),
         (torch.zeros(3, 2).long(), ["(2, E)", "(3, 2)"]),
+        (torch.zeros(2, 3, dtype=torch.uint32), ["integers", "int64 or narrower", "uint32"]),
+        (torch.zeros(2, 3, dtype=torch.complex64), ["integers", "complex64"]),
         ([[0], [0]], ["tensor", "list"]),
     ],
 )

@@ -173,8 +173,8 @@ def _parsed(path: Path) -> ast.Module | None:
         warnings.simplefilter("ignore")  # invalid escapes in other people's sources
         try:
             return ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):
-            return None  # a template or a file for another Python version
+        except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deep
+            return None  # unreadable, a template, or a file for another Python version
 
 
 def _methods(node: ast.AST) -> list[ast.AST]:

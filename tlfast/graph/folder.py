@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from ..data.errors import InputError
 from .hetero import EdgeType, HeteroGraph, as_graph, to_hetero_data
 
 GRAPH = "graph.json"
+_WIDE = (torch.uint16, torch.uint32, torch.uint64)  # PyTorch computes next to nothing in them
 
 
 def load(folder: str | Path) -> Any:
@@ -48,7 +49,8 @@ def read_folder(folder: str | Path) -> HeteroGraph:
         source, relation, target = (_entry(folder, entry, part, str) for part in ("source", "relation", "target"))
         if (source, relation, target) in edges:
             raise InputError(f"{folder / GRAPH}: names the relation {(source, relation, target)} twice; rename one")
-        edges[source, relation, target] = _read_array(folder, _entry(folder, entry, "edge_index", str))
+        edge_index = _read_array(folder, _entry(folder, entry, "edge_index", str))
+        edges[source, relation, target] = edge_index.to(torch.int64) if edge_index.dtype in _WIDE else edge_index
     optional = {name: listing[name] for name in ("num_classes", "class_names", "name") if name in listing}
     try:
         return HeteroGraph(num_nodes, edges, x, y, **optional)
@@ -61,8 +63,10 @@ def save(data: Any, folder: str | Path) -> None:
 
     Files of the same names are replaced. Edges are written as int32 where the nodes allow it, features and labels in
     their dtype (bfloat16 as float32).
+    Raises InputError, before it writes, for edges that name a node that is not there.
     """
     graph, folder = as_graph(data), Path(folder)
+    graph.check_edges()
     folder.mkdir(parents=True, exist_ok=True)
     listing: dict[str, Any] = {"name": graph.name}
     for name in ("num_classes", "class_names"):
@@ -100,8 +104,8 @@ def _read_listing(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder}: there is no {GRAPH} in it; pass a folder that tlfast.graph.save wrote")
     try:
         listing = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON in UTF-8 ({error}); write it again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not JSON in UTF-8 ({one_line(error)}); write it again") from error
     if not isinstance(listing, dict):
         raise InputError(f"{path}: must hold an object with node_types and edge_types")
     return listing
@@ -118,14 +122,32 @@ def _read_array(folder: Path, name: Any) -> torch.Tensor:
     """The array of a file in the folder; neither a path nor a link may lead out of it."""
     if not isinstance(name, str):
         raise InputError(f"{folder / GRAPH}: an array must be the path of an .npy file, not {name!r}")
-    path, home = (folder / name).resolve(), folder.resolve()
+    try:
+        path, home = (folder / name).resolve(), folder.resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a NUL, too long
+        raise InputError(f"{folder / GRAPH}: {name!r} is no path of a file ({one_line(error)})") from error
     if not path.is_relative_to(home):
         raise InputError(f"{folder / GRAPH}: {name!r} points outside the folder; put the file into it")
+    array = load_array(path, folder / name)
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def load_array(file: IO[bytes] | Path, path: Path) -> np.ndarray:
+    """The next array of numbers of an open .npy file, or that of a path; InputError, which names `path`, otherwise."""
     try:
-        array = np.load(path, allow_pickle=False)
-        return torch.from_numpy(np.ascontiguousarray(array))
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        raise InputError(f"{folder / name}: is no .npy array of numbers ({error}); write it with numpy.save") from error
+        array = np.load(file, allow_pickle=False)
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+            raise TypeError(f"but {getattr(array, 'dtype', 'an archive')}")
+        torch.from_numpy(np.empty(0, array.dtype))  # raises for what PyTorch has not, such as another byte order
+    except Exception as error:  # a damaged file raises what its first damaged byte leads to
+        words = f"is no .npy array of numbers ({one_line(error)}); write it with numpy.save"
+        raise InputError(f"{path}: {words}") from error
+    return array
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, short and without line breaks."""
+    return " ".join(f"{error}".split())[:200] or type(error).__name__
 
 
 def _write_array(folder: Path, name: str, tensor: torch.Tensor) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..data.errors import InputError
+from ..ops.hetero_aggregate.relation import check_edges
 
 EdgeType = tuple[str, str, str]
 
@@ -29,7 +30,7 @@ class HeteroGraph:
     Raises:
         InputError: a relation names a type that is not there; features or labels that do not fit the nodes, are not
             finite, or are out of range; num_classes, class_names and labels that do not fit each other. Edges are
-            checked where they are used, by `Adjacency`.
+            checked where they are used, by `Adjacency`, and by `check_edges`.
     """
 
     num_nodes: dict[str, int]
@@ -70,6 +71,15 @@ class HeteroGraph:
     def into(self, node_type: str) -> list[EdgeType]:
         """The relations into a node type, in their order."""
         return [relation for relation in self.edges if relation[2] == node_type]
+
+    def check_edges(self) -> None:
+        """InputError for edges that are no (2, E) integers, or name a node that is not there."""
+        for edge_type, edge_index in self.edges.items():
+            sources, targets = self.num_nodes[edge_type[0]], self.num_nodes[edge_type[2]]
+            try:
+                check_edges(edge_index, sources, targets, f"edges of {edge_type}")
+            except ValueError as error:
+                raise InputError(str(error)) from error
 
     def _check_rows(self, what: str, node_type: str, tensor: torch.Tensor) -> None:
         if node_type not in self.num_nodes:

@@ -71,7 +71,8 @@ def _sparse(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, 
             column, start, values, shape = (parts[name] for name in ("indices", "indptr", "data", "shape"))
         rows, columns = (int(size) for size in shape)
         row = np.repeat(np.arange(rows), np.diff(start))
-        if len(start) != rows + 1 or not len(row) == len(column) == len(values) or (column >= columns).any():
+        outside = (column < 0).any() or (column >= columns).any()
+        if len(start) != rows + 1 or not len(row) == len(column) == len(values) or outside:
             raise ValueError("its arrays do not fit each other")
     except Exception as error:  # a damaged archive raises what its first damaged byte leads to
         raise InputError(f"{path}: is no sparse matrix in compressed rows, or is damaged ({error})") from error

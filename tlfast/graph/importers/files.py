@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,6 +13,7 @@ import torch
 from ...data.errors import InputError
 from ...ops import hetero_aggregate
 from ..adjacency import Adjacency
+from ..folder import one_line
 from ..hetero import EdgeType, HeteroGraph
 
 
@@ -28,8 +30,9 @@ def read_array(file: IO[bytes] | Path, path: Path, what: str) -> np.ndarray:
     """
     try:
         array = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: holds no array of {what}, or a pickled one, which is not read ({error})") from error
+    except Exception as error:  # a damaged file raises what its first damaged byte leads to
+        why = one_line(error)
+        raise InputError(f"{path}: holds no array of {what}, or a pickled one, which is not read ({why})") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
         raise InputError(f"{path}: must hold an array of numbers as {what}")
     return array
@@ -46,8 +49,8 @@ def read_table(path: Path, columns: tuple[int, ...] | None, skip: int, dtype: An
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an empty file is a relation without edges
             table = np.loadtxt(path, dtype, None, ",", None, skip, columns, ndmin=2, encoding="utf-8")
-    except (OSError, ValueError, EOFError, IndexError) as error:
-        raise InputError(f"{path}: must be numbers separated by commas, UTF-8 ({error})") from error
+    except (OSError, ValueError, EOFError, IndexError, zlib.error) as error:
+        raise InputError(f"{path}: must be numbers separated by commas, UTF-8 ({one_line(error)})") from error
     return table if table.size else np.empty((0, len(columns or ())), dtype)
 
 

@@ -16,6 +16,7 @@ LABELS = ("L1", "L2", "venue")
 # Of these relations the labels are made, so the authors' code leaves them out of the graph.
 _LEFT_OUT = re.compile(r"(rev_)?(PF_in_L[01]|AP_write_first)")
 _NODES, _EDGES = re.compile(r"nodes-(.+)\.npy"), re.compile(r"edges-(.+)-to-(.+)-from-(.+)\.csv")
+_MOST_CLASSES = 1_000_000  # the largest graph of the authors has less than 20,000
 _LABELLED = {"paper": LABELS, "author": LABELS[:2], "venue": LABELS[:2]}
 
 
@@ -53,7 +54,9 @@ def read_oag(folder: Path, labels: str = "L1") -> HeteroGraph:
             edges.setdefault((source, f"{source}-{target}", target), []).append(_read_edges(path))
     counts = {t: features.shape[0] for t, features in x.items()}
     joined = {edge_type: edges_of(np.concatenate(parts)) for edge_type, parts in edges.items()}
-    return HeteroGraph(counts, joined, x, y, classes.pop() if classes else None, name=f"OAG, {labels}")
+    graph = HeteroGraph(counts, joined, x, y, classes.pop() if classes else None, name=f"OAG, {labels}")
+    graph.check_edges()
+    return graph
 
 
 def _read_nodes(path: Path, node_type: str, labels: str) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -75,12 +78,14 @@ def _read_nodes(path: Path, node_type: str, labels: str) -> tuple[torch.Tensor, 
 
 def _weights(path: Path, listed: np.ndarray, count: np.ndarray, nodes: int) -> torch.Tensor:
     """1 at each class that a node's row lists."""
-    if count.size != 1 or listed.ndim != 2 or len(listed) != nodes or listed.max(initial=-1) >= count.item():
+    classes = count.item() if count.size == 1 else 0
+    whole = 1 <= classes <= _MOST_CLASSES and classes == int(classes)
+    if not whole or listed.ndim != 2 or len(listed) != nodes or listed.max(initial=-1) >= classes:
         raise InputError(
             f"{path}: its classes {listed.shape}, up to {listed.max(initial=-1)}, do not fit its {nodes} nodes and"
-            f" {count.tolist()} classes"
+            f" {count.tolist()} classes (1 to {_MOST_CLASSES})"
         )
-    weights = torch.zeros(nodes, int(count.item()))
+    weights = torch.zeros(nodes, int(classes))
     row, column = np.nonzero(listed >= 0)
     weights[row, listed[row, column].astype(np.int64)] = 1.0
     return weights

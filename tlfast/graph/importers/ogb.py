@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import gzip
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ...data.errors import InputError
+from ..folder import one_line
 from ..hetero import EdgeType, HeteroGraph
 from .files import edges_of, fill_features, need_folder, read_table, with_relations_back
 
@@ -30,10 +32,13 @@ def read_ogb(folder: Path) -> HeteroGraph:
     need_folder(folder, "raw/num-node-dict.csv.gz")
     raw = folder / "raw" if (folder / "raw").is_dir() else folder
     types, counts = _rows(raw / "num-node-dict.csv.gz", 2)
-    if len(types) != len(counts) or not all(count.isdigit() for count in counts):
+    if len(types) != len(counts) or not all(count.isdecimal() and len(count) < 19 for count in counts):
         raise InputError(
             f"{raw / 'num-node-dict.csv.gz'}: must be a line of types and a line of their numbers of nodes"
         )
+    if len(set(types)) != len(types):
+        raise InputError(f"{raw / 'num-node-dict.csv.gz'}: names a type twice in {types}; rename one")
+    _check_names(raw / "num-node-dict.csv.gz", types)
     num_nodes = dict(zip(types, map(int, counts), strict=True))
     edges: dict[EdgeType, torch.Tensor] = {}
     for triplet in _rows(raw / "triplet-type-list.csv.gz", None):
@@ -41,6 +46,7 @@ def read_ogb(folder: Path) -> HeteroGraph:
             raise InputError(
                 f"{raw / 'triplet-type-list.csv.gz'}: has {triplet} where source, relation, target must be"
             )
+        _check_names(raw / "triplet-type-list.csv.gz", triplet)
         path = raw / "relations" / "___".join(triplet) / "edge.csv.gz"
         edges[triplet[0], triplet[1], triplet[2]] = edges_of(read_table(path, (0, 1), 0, np.int64))
     x, y = {}, {}
@@ -49,16 +55,28 @@ def read_ogb(folder: Path) -> HeteroGraph:
         if features.is_file():
             x[t] = torch.from_numpy(read_table(features, None, 0, np.float32))
         if labels.is_file():
-            y[t] = _labels(read_table(labels, None, 0, np.float64))
+            y[t] = _labels(labels, read_table(labels, None, 0, np.float64))
     names = _class_names(folder)
     graph = HeteroGraph(num_nodes, with_relations_back(edges), x, y, class_names=names, name=folder.name or "ogb")
     return fill_features(graph)
 
 
-def _labels(table: np.ndarray) -> torch.Tensor:
+def _check_names(path: Path, names: list[str]) -> None:
+    """InputError for names that would lead out of the folder, as folders are named after them."""
+    for name in names:
+        if any(part in name for part in ("/", "\\", "..")):
+            raise InputError(f"{path}: has the name {name!r}, but a name has no '/', '\\' or '..'; rename it")
+
+
+def _labels(path: Path, table: np.ndarray) -> torch.Tensor:
     """(nodes,) classes, or (nodes, classes) weights where there are several columns; nan is no label."""
     if table.shape[1] == 1:
-        return torch.from_numpy(np.where(np.isnan(table[:, 0]), -1, table[:, 0]).astype(np.int64))
+        labels = np.where(np.isnan(table[:, 0]), -1, table[:, 0])
+        wrong = ~((np.abs(labels) < 2**31) & (labels == np.trunc(labels)))
+        if wrong.any():
+            row = int(wrong.nonzero()[0][0])
+            raise InputError(f"{path}: a label must be a whole number or nan, not {labels[row]} as in row {row}")
+        return torch.from_numpy(labels.astype(np.int64))
     return torch.from_numpy(np.nan_to_num(table).astype(np.float32))
 
 
@@ -81,8 +99,8 @@ def _rows(path: Path, count: int | None) -> list[list[str]]:
     try:
         with gzip.open(path, "rt", encoding="utf-8", newline="") as lines:
             rows = [row for row in csv.reader(lines) if row]
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: is no gzipped .csv in UTF-8 ({error})") from error
+    except (OSError, ValueError, EOFError, zlib.error, csv.Error) as error:
+        raise InputError(f"{path}: is no gzipped .csv in UTF-8 ({one_line(error)})") from error
     if count is not None and len(rows) != count:
         raise InputError(f"{path}: must have {count} lines, not {len(rows)}")
     return rows

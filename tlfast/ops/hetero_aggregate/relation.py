@@ -14,6 +14,7 @@ from ... import _native
 # while the others wait. csrc/ops/cpu/hetero_aggregate.cpp and its CUDA twin read both.
 TASK_WORK, HUB, SLICES = 1024, 8192, 4
 _LARGEST = 2**31 - 1
+_INDICES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,11 @@ class Relation:
         Raises:
             ValueError: no (2, E) integers, or an index out of range; `name` says in the message which list.
         """
-        _check_edges(edge_index, num_sources, num_targets, name)
+        check_edges(edge_index, num_sources, num_targets, name)
+        if max(edge_index.shape[1], num_sources, num_targets) > _LARGEST:
+            raise ValueError(
+                f"{name} has more than {_LARGEST} edges or nodes, which int32 cannot count: split the graph"
+            )
         if edge_index.device.type == "cpu" and not _native.why_not():
             source, target = edge_index.to(torch.int32)
             return _counted(source, target, num_sources, num_targets)
@@ -211,14 +216,13 @@ def _transposed(
     return found
 
 
-def _check_edges(edge_index: torch.Tensor, num_sources: int, num_targets: int, name: str) -> None:
-    if not isinstance(edge_index, torch.Tensor) or edge_index.is_floating_point() or edge_index.dtype == torch.bool:
+def check_edges(edge_index: torch.Tensor, num_sources: int, num_targets: int, name: str) -> None:
+    """ValueError for what is no (2, E) integers, or an index out of range; `name` says in the message which list."""
+    if not isinstance(edge_index, torch.Tensor) or edge_index.dtype not in _INDICES:
         given = edge_index.dtype if isinstance(edge_index, torch.Tensor) else type(edge_index).__name__
-        raise ValueError(f"{name} must be a tensor of integers, not {given}")
+        raise ValueError(f"{name} must be a tensor of integers, int64 or narrower, not {given}")
     if edge_index.dim() != 2 or edge_index.shape[0] != 2:
         raise ValueError(f"{name} must be (2, E), sources over targets, not {tuple(edge_index.shape)}")
-    if max(edge_index.shape[1], num_sources, num_targets) > _LARGEST:
-        raise ValueError(f"{name} has more than {_LARGEST} edges or nodes, which int32 cannot count: split the graph")
     if not edge_index.shape[1]:
         return
     for row, (side, count) in enumerate((("source", num_sources), ("target", num_targets))):
