@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("typer")
 pytest.importorskip("transformers")
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from tests.ktn.test_training import two_worlds
 from tlfast.cli import app
-from tlfast.graph import save
+from tlfast.graph import Adjacency, save
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -88,6 +89,8 @@ def test_refusals_of_fit(folder, tmp_path):
     refused(fit(path / "graph", tmp_path / "run", "--hops", 0), "hops must be at least 1")
     np.save(tmp_path / "short.npy", np.zeros(3, dtype=np.int64))
     refused(fit(path / "graph", tmp_path / "run", "--more-labels", tmp_path / "short.npy"), "short.npy", "(60,)")
+    (tmp_path / "damaged.npy").write_bytes(b"PK\x03\x04 no archive")
+    refused(fit(path / "graph", tmp_path / "run", "--more-labels", tmp_path / "damaged.npy"), "damaged.npy", "no .npy")
     assert not (tmp_path / "run").exists()
 
 
@@ -200,6 +203,34 @@ def test_refusals_of_import(tmp_path):
     refused(run(*arguments, "--format", "ogb", "--labels", "L2"), "--labels is for --format oag")
     refused(run(*arguments, "--format", "oag"), "has no nodes-<type>.npy")
     assert not (tmp_path / "out").exists() and list(tmp_path.iterdir()) == []
+
+
+def test_an_import_says_what_it_cannot_read(tmp_path):
+    (tmp_path / "oag" / "nodes-paper.npy").mkdir(parents=True)
+    result = run("import", "--from", tmp_path / "oag", "--out", tmp_path / "out", "--format", "oag")
+    refused(result, f"{tmp_path / 'oag'}: cannot be read", "nodes-paper.npy")
+    assert str(tmp_path / "out") not in result.stderr and not (tmp_path / "out").exists()
+
+
+def test_a_fit_on_batches_never_differentiates_the_whole_graph(folder, tmp_path, monkeypatch):
+    from tlfast.ktn.hmpnn import HMPNN
+
+    path, _ = folder
+    whole, forward = [], HMPNN.forward
+
+    def watched(self, x, structure):
+        if isinstance(structure, Adjacency):
+            whole.append(torch.is_grad_enabled())
+        return forward(self, x, structure)
+
+    monkeypatch.setattr(HMPNN, "forward", watched)
+    more = ("--more-labels", path / "more.npy", "--epochs", 2)
+    sampled = fit(path / "graph", tmp_path / "run", *more, "--batch-size", 4, "--neighbours", 1)
+    assert sampled.exit_code == 0, sampled.stderr
+    assert whole == [False], "one forward of the whole graph, which predicts"
+    assert json.loads(sampled.stdout)["saved_bytes_per_sample"] > 0
+    assert fit(path / "graph", tmp_path / "whole", *more).exit_code == 0
+    assert whole[1:].count(False) == 1 and whole.count(True) == 4, "three of the training, one that is measured"
 
 
 def test_batches(folder, tmp_path):

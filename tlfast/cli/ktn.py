@@ -130,7 +130,10 @@ def import_graph(
     if layout != "oag" and labels != "L1":
         raise InputError(f"--labels is for --format oag, not {layout}")
     with _new_folder(out) as staging:
-        graph = readers[layout](source_folder)
+        try:
+            graph = readers[layout](source_folder)
+        except OSError as error:  # _new_folder would take it for one of --out
+            raise InputError(f"{source_folder}: cannot be read ({error})") from error
         save(graph, staging)
     edges = {" ".join(edge_type): pairs.shape[1] for edge_type, pairs in graph.edges.items()}
     labelled = {t: y.shape[0] for t, y in graph.y.items()}
@@ -159,16 +162,13 @@ def _new_folder(out: Path) -> Iterator[Path]:
 
 
 def _read_labels(path: Path, graph: HeteroGraph, source: str, target: str) -> torch.Tensor:
-    import numpy as np
     import torch
 
+    from ..graph.folder import load_array
     from ..ktn.classifier import label_distribution
     from ..ktn.training import source_labels
 
-    try:
-        labels = torch.from_numpy(np.load(path, allow_pickle=False))
-    except (OSError, EOFError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: is no .npy array of labels ({error})") from error
+    labels = torch.from_numpy(load_array(path, path))
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise InputError(f"{path}: must hold whole numbers, not {labels.dtype}")
     if target in graph.num_nodes and labels.shape != (graph.num_nodes[target],):
@@ -248,7 +248,8 @@ def _metrics(
     from ..ktn import baselines, scores, training
     from ..ktn.metapaths import describe
 
-    result = training.evaluate(fitted, graph, adjacency)
+    predicted = fitted.model.predict(graph, adjacency)
+    result = training.score_all(fitted, graph, predicted)
     labels = training.source_labels(graph, settings.source)
     paths = fitted.model.transfer.paths
     others = {
@@ -258,22 +259,34 @@ def _metrics(
     }
     truth = training.target_labels(graph, settings.target, labels.shape[1])
     if truth is not None:
-        result["target"] |= {name: scores(predicted, truth) for name, predicted in others.items()}
+        result["target"] |= {name: scores(found, truth) for name, found in others.items()}
     if extra is not None:
-        predicted = fitted.model.predict(graph, adjacency)
         named = {"raw": predicted["raw"], "ktn": predicted["ktn"], **others}
         result["more_labels"] = {name: scores(found, extra) for name, found in named.items()}
-    saved = measure.saved_bytes(lambda: fitted.model.gnn(graph.x, adjacency))
     return result | {
         "metapaths": [describe(path) for path in paths],
         "settings": asdict(settings),
         "best_epoch": fitted.best_epoch,
         "epochs": len(fitted.history),
         "seconds_per_epoch": fitted.seconds_per_epoch,
-        "saved_bytes_per_sample": round(saved / max(sum(graph.num_nodes.values()), 1)),
+        "saved_bytes_per_sample": _saved_bytes(fitted, graph, adjacency, settings),
         "peak_memory_bytes": measure.peak_rss(),
         **measure.environment(),
     }
+
+
+def _saved_bytes(fitted: KtnFit, graph: HeteroGraph, adjacency: Adjacency, settings: KtnSettings) -> int:
+    """What a training forward keeps: for each node of the graph, or for each labelled node of a sampled batch."""
+    from ..bench import measure
+    from ..ktn import batches, training
+
+    if not settings.batch_size:
+        saved = measure.saved_bytes(lambda: fitted.model.gnn(graph.x, adjacency))
+        return round(saved / max(sum(graph.num_nodes.values()), 1))
+    labels = training.source_labels(graph, settings.source)
+    batch = next(iter(batches.training_batches(graph, adjacency, settings, fitted.model, fitted.train)))
+    saved = measure.saved_bytes(lambda: batches.batch_losses(fitted.model, batch, labels))
+    return round(saved / batch.sample.seeds)
 
 
 def _write(run: RunFolder, fitted: KtnFit, graph: HeteroGraph, settings: KtnSettings, metrics: dict[str, Any]) -> None:

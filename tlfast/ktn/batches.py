@@ -43,7 +43,7 @@ class TransferSample:
 class TransferSampler:
     """Draws the metapaths of source nodes, and then the neighbours of both ends.
 
-    matched: edges a node draws along the metapaths. fan_out: edges it draws for its state.
+    matched: edges a node draws along the metapaths. neighbours: edges it draws for its state.
 
     A node may be met again further along a path, and what it draws it draws once: so a hop draws from every relation
     that stands on a path there or later.
@@ -57,7 +57,7 @@ class TransferSampler:
         paths: list[Metapath],
         layers: int,
         matched: int,
-        fan_out: int,
+        neighbours: int,
     ) -> None:
         self.source, self.target = source, target
         hops = []
@@ -65,7 +65,7 @@ class TransferSampler:
             wanted = {edge_type for path in paths for edge_type in path[place:]}
             hops.append({edge_type: matched if edge_type in wanted else 0 for edge_type in adjacency.edge_types})
         self._paths = NeighbourSampler(adjacency, hops)
-        self._states = NeighbourSampler(adjacency, [fan_out] * layers)
+        self._states = NeighbourSampler(adjacency, [neighbours] * layers)
 
     def sample(self, seeds: Mapping[str, torch.Tensor], seed: int = 0) -> TransferSample:
         """Of seeds {source type: nodes}."""
@@ -88,14 +88,10 @@ class BatchTraining(KtnTraining):
         super().__init__(graph, adjacency, settings)
         if settings.batch_size < 1:
             raise InputError(f"batch_size must be at least 1 to train on batches, not {settings.batch_size}")
-        ends, paths = (settings.source, settings.target), self._model.transfer.paths
-
-        def loader(nodes: torch.Tensor, matched: int, shuffle: bool) -> NeighbourLoader:
-            sampler = TransferSampler(adjacency, *ends, paths, settings.layers, matched, settings.neighbours)
-            return NeighbourLoader(graph, sampler, {ends[0]: nodes}, settings.batch_size, shuffle, settings.seed)
-
-        self._batches = loader(self._train, settings.fan_out, True)
-        self._dev_batches = loader(self._dev, settings.neighbours, False)
+        self._batches = training_batches(graph, adjacency, settings, self._model, self._train)
+        sampler = _sampler(adjacency, settings, self._model, settings.neighbours)
+        seeds = {settings.source: self._dev}
+        self._dev_batches = NeighbourLoader(graph, sampler, seeds, settings.batch_size, False, settings.seed)
 
     def run_epoch(self) -> dict[str, float]:
         """A step for each batch; returns the epoch's entry of the history: means over its nodes, dev after it.
@@ -135,6 +131,19 @@ class BatchTraining(KtnTraining):
             truths.append(truth)
         predicted, truth = torch.cat(predictions), torch.cat(truths)
         return {"dev_loss": total / len(truth), "dev_accuracy": scores(predicted, truth)["accuracy"]}
+
+
+def training_batches(
+    graph: HeteroGraph, adjacency: Adjacency, settings: KtnSettings, model: KtnModel, train: torch.Tensor
+) -> NeighbourLoader:
+    """Batches of the training nodes, each epoch in a new order."""
+    sampler = _sampler(adjacency, settings, model, settings.fan_out)
+    return NeighbourLoader(graph, sampler, {settings.source: train}, settings.batch_size, True, settings.seed)
+
+
+def _sampler(adjacency: Adjacency, settings: KtnSettings, model: KtnModel, matched: int) -> TransferSampler:
+    ends = settings.source, settings.target
+    return TransferSampler(adjacency, *ends, model.transfer.paths, settings.layers, matched, settings.neighbours)
 
 
 def batch_losses(

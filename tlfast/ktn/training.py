@@ -288,7 +288,11 @@ def run_to_end(
 
 def evaluate(fitted: KtnFit, graph: HeteroGraph, adjacency: Adjacency) -> dict[str, Any]:
     """Scores of the source on dev, and of the target without and with transfer where the target has labels."""
-    predicted = fitted.model.predict(graph, adjacency)
+    return score_all(fitted, graph, fitted.model.predict(graph, adjacency))
+
+
+def score_all(fitted: KtnFit, graph: HeteroGraph, predicted: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """As `evaluate`, of what the model predicts."""
     source, target = fitted.model.transfer.source, fitted.model.transfer.target
     labels = source_labels(graph, source)
     result: dict[str, Any] = {"source": scores(predicted["source"][fitted.dev], labels[fitted.dev])}
