@@ -1,6 +1,7 @@
 """tlfast ktn: fit and predict on a small graph, and what they refuse in one line."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -104,6 +105,28 @@ def test_refusals_of_predict(folder, tmp_path):
     save(other, tmp_path / "other")
     result = run("predict", "--model", path / "run", "--graph", tmp_path / "other", "--out", out)
     refused(result, "was trained on the types", "'item': 6", "'item': 5")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_classes": None},
+        {"class_names": None},
+        {"num_classes": "three"},
+        {"class_names": ["red"]},
+        {"class_names": 3},
+    ],
+)
+def test_a_damaged_config_is_refused(change, folder, tmp_path):
+    path, _ = folder
+    shutil.copytree(path / "run", tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    for name, value in change.items():
+        config.pop(name)
+        config |= {} if value is None else {name: value}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    result = run("predict", "--model", tmp_path / "run", "--graph", path / "graph", "--out", tmp_path / "x.tsv")
+    refused(result, "is no folder that tlfast ktn fit wrote, or is damaged", next(iter(change)))
 
 
 INTERRUPTED = """

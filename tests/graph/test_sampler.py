@@ -149,6 +149,17 @@ def test_bad_seeds(seeds, words):
         assert word in str(error.value)
 
 
+def test_plans_of_what_was_not_sampled():
+    sample = NeighbourSampler(Adjacency(make_graph()), [2]).sample(SEEDS)
+    other = ("author", "reads", "paper")
+    with pytest.raises(
+        InputError, match=r"'reads', 'paper'\): the sample has none such; there are \('author', 'writes'"
+    ):
+        sample.plans(tuple(NODES), (*RELATIONS, other), 1)
+    with pytest.raises(InputError, match="node type 'book': the sample has none; there are 'paper', 'author'"):
+        sample.plans((*NODES, "book"), tuple(RELATIONS), 1)
+
+
 def test_more_hops_than_layers():
     graph = make_graph()
     sample = NeighbourSampler(Adjacency(graph), [2, 2, 2]).sample(SEEDS)
@@ -178,6 +189,14 @@ def test_every_seed_comes_once_an_epoch(prefetch):
     for batch in batches:
         for t, x in batch.x.items():
             assert torch.equal(x, graph.x[t][batch.sample.nodes[t]])
+
+
+def test_without_shuffling_one_type_comes_after_the_other():
+    graph = make_graph()
+    seeds = {"paper": torch.arange(6), "author": torch.arange(3)}
+    loader = NeighbourLoader(graph, NeighbourSampler(Adjacency(graph), [1]), seeds, 3, shuffle=False)
+    counts = [(b.sample.num_seeds["paper"], b.sample.num_seeds["author"]) for b in loader]
+    assert counts == [(3, 0), (3, 0), (0, 3)]
 
 
 def test_loaders_repeat_themselves_and_change_from_epoch_to_epoch():

@@ -147,6 +147,13 @@ def test_a_loss_that_diverges_is_an_error():
         fit_adapted("coral", graph, Adjacency(graph), KtnSettings("item", "user", epochs=9, hidden=8, lr=1e30))
 
 
+def test_a_dev_loss_that_is_never_finite_is_an_error():
+    graph = alike()
+    settings = KtnSettings("item", "user", epochs=1, hidden=8, lr=1e30)
+    with pytest.raises(InputError, match="dev loss of the baseline none is never finite; lower the learning rate"):
+        fit_adapted("none", graph, Adjacency(graph), settings)
+
+
 def test_names():
     assert baseline_names("") == [] and baseline_names("all") == list(ADAPTATIONS)
     assert baseline_names("dan, coral,dan") == ["dan", "coral"]

@@ -12,7 +12,7 @@ from tests.ktn.test_training import two_worlds
 from tlfast.data.errors import InputError
 from tlfast.graph import Adjacency, NeighbourLoader
 from tlfast.ktn.batches import BatchTraining, TransferSampler, batch_losses, fit_batches
-from tlfast.ktn.training import KtnModel, KtnSettings, evaluate, source_labels
+from tlfast.ktn.training import KtnModel, KtnSettings, KtnTraining, evaluate, run_to_end, source_labels
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,26 @@ def test_a_state_goes_on_as_if_never_broken_off():
     assert len(kept) == 3
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name])
+
+
+@pytest.mark.parametrize("training", [BatchTraining, KtnTraining])
+def test_an_epoch_whose_dev_loss_is_not_finite_is_never_the_best(training, monkeypatch):
+    graph = two_worlds()
+    settings = KtnSettings("item", "user", epochs=3, hidden=8, batch_size=60, neighbours=2)
+    dev = iter([float("nan"), 3.0, float("-inf") * 0])
+    take = training._take
+    monkeypatch.setattr(training, "_take", lambda self, entry: take(self, entry | {"dev_loss": next(dev)}))
+    assert run_to_end(training(graph, Adjacency(graph), settings), print, print, None).best_epoch == 2
+    dev = iter([float("nan"), float("inf"), float("nan")])
+    with pytest.raises(InputError, match="the dev loss is never finite; lower the learning rate"):
+        run_to_end(training(graph, Adjacency(graph), settings), print, print, None)
+
+
+def test_a_dev_loss_that_diverges_at_once_is_an_error():
+    graph = two_worlds()
+    settings = KtnSettings("item", "user", epochs=1, hidden=8, lr=1e30, batch_size=60)
+    with pytest.raises(InputError, match="the dev loss is never finite"):
+        fit_batches(graph, Adjacency(graph), settings)
 
 
 def test_it_stops_early():

@@ -158,6 +158,8 @@ def test_availability():
         ({"seeds": [[1], *make_seeds([], [])]}, ["seeds[0]", "int64", "list"]),
         ({"fan_outs": [[1] * 5]}, ["each of 6 relations", "[1, 1, 1, 1, 1]"]),
         ({"fan_outs": [[1] * 6, [1, -2, 1, 1, 1, 1]]}, ["0 for none or -1 for all", "-2"]),
+        ({"fan_outs": [[1] * 5 + [2**31]]}, ["fan_outs", "at most 2147483647", "-1 for all", "2147483648"]),
+        ({"fan_outs": [[2**63] * 6], "replace": True}, ["fan_outs", "at most 2147483647", str(2**63)]),
         ({"num_nodes": (41, 13, 7)}, ["does not fit types of 41 and 13"]),
         ({"seed": -1}, ["seed must be", "-1"]),
         ({"seed": 2**64}, ["seed must be", str(2**64)]),

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from tests.ktn.cases import make_graph
 from tlfast.ktn import metapaths
 from tlfast.ktn.metapaths import describe
+from tlfast.training.curve import draw_curve
 from tlfast.training.schema import draw_schema
 
 
@@ -35,3 +36,12 @@ def test_it_is_a_png(tmp_path):
         tmp_path / "schema.png", {"a": 1, "b": 2}, {("a", "r", "b"): 3}, [((("a", "r", "b"),), "b <-r- a")], "b", "a"
     )
     assert (tmp_path / "schema.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_names_are_no_formulas(tmp_path):
+    a, relation, b = (f"{name}$\\frac$" for name in "arb")
+    edge_type = a, relation, b
+    draw_schema(tmp_path / "schema.png", {a: 1, b: 2}, {edge_type: 3}, [((edge_type,), describe([edge_type]))], b, a)
+    draw_curve(tmp_path / "curve.png", [{"epoch": 1, "loss": 1.0, "eval_accuracy": 0.5}], "accuracy", 1, a)
+    for name in ("schema.png", "curve.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

@@ -52,7 +52,8 @@ class NeighbourLoader:
     Args:
         graph: HeteroData or `HeteroGraph` whose features are gathered.
         sampler: draws the neighbours.
-        seeds: {type: (n,) integers}, the nodes to go through; batches take of each type in proportion.
+        seeds: {type: (n,) integers}, the nodes to go through. Shuffled, a batch takes of each type in proportion, on
+            average; else one type comes after the other.
         batch_size: seeds a batch, of all types together.
         shuffle: a new order each epoch; else as given.
         seed: of orders and draws. Iterating the e-th time gives the same batches for the same seed.

@@ -68,8 +68,14 @@ class Sample:
         """Of each of so many layers how it runs: each gives states to those nodes alone that later layers read.
 
         The first reads all nodes, the last gives states to the seeds.
-        Raises InputError where more hops were sampled than layers use.
+        Raises InputError where more hops were sampled than layers use, and for a type or relation the sample has not.
         """
+        for node_type in node_types:
+            if node_type not in self.nodes:
+                raise InputError(f"node type {node_type!r}: the sample has none; {there_are(self._node_types)}")
+        for edge_type in edge_types:
+            if edge_type not in self._edge_types:
+                raise InputError(f"relation {edge_type}: the sample has none such; {there_are(self._edge_types)}")
         if self.hops > layers:
             raise InputError(f"{self.hops} hops were sampled, of which {layers} layers use {layers}: sample fewer")
         found = []

@@ -36,7 +36,7 @@ def fit_adapted(
 
     name: one of `ADAPTATIONS`. Split, sizes, learning rate, epochs and patience are those of `fit`; the adaptation loss
     has weight 1. progress: called after each epoch.
-    Raises InputError where the loss is not finite.
+    Raises InputError where the loss is not finite, or the dev loss never is.
     """
     labels = source_labels(graph, settings.source)
     train, dev = split(labels, settings.seed)
@@ -62,6 +62,8 @@ def fit_adapted(
         loss.backward()
         optimizer.step()
         progress()
+    if not best_epoch:
+        raise InputError(f"the dev loss of the baseline {name} is never finite; lower the learning rate")
     return predicted
 
 

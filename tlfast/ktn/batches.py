@@ -101,9 +101,7 @@ class BatchTraining(KtnTraining):
         start, epoch = time.perf_counter(), len(self._history) + 1
         self._batches.epoch, self._dev_batches.epoch = epoch, 0
         entry = {"epoch": epoch, **self._steps(), **self._score(), "seconds": time.perf_counter() - start}
-        if epoch == 1 or entry["dev_loss"] < self._history[self._best_epoch - 1]["dev_loss"]:
-            self._best_epoch, self._best_state = epoch, self._weights()
-        self._history.append(entry)
+        self._take(entry)
         return entry
 
     def _steps(self) -> dict[str, float]:

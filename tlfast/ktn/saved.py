@@ -40,7 +40,11 @@ def load_model(folder: Path, graph: HeteroGraph) -> tuple[KtnModel, KtnSettings,
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         settings, weights = KtnSettings(**config["settings"]), load_file(folder / WEIGHTS)
         trained = config["features"], [tuple(edge_type) for edge_type in config["edge_types"]]
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        num_classes, names = config["num_classes"], config["class_names"]
+        named = names is None or (isinstance(names, list) and len(names) == num_classes)
+        if not isinstance(num_classes, int) or num_classes < 1 or not named:
+            raise ValueError(f"num_classes is {num_classes!r}, class_names are {str(names)[:80]}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise InputError(f"{folder}: is no folder that tlfast ktn fit wrote, or is damaged ({error})") from error
     given = {t: graph.x[t].shape[1] if t in graph.x else 0 for t in graph.node_types}
     if (given, graph.edge_types) != trained:
@@ -48,7 +52,7 @@ def load_model(folder: Path, graph: HeteroGraph) -> tuple[KtnModel, KtnSettings,
             f"{folder}: was trained on the types {trained[0]} (features of each) and relations {trained[1]}, but the"
             f" graph has {given} and {graph.edge_types}"
         )
-    model = KtnModel(graph, settings, config["num_classes"])
+    model = KtnModel(graph, settings, num_classes)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -189,9 +189,7 @@ class KtnTraining:
         epoch = len(self._history) + 1
         after = self._ahead = self._forward(epoch)
         entry = {"epoch": epoch, **after.figures, "seconds": time.perf_counter() - start}
-        if epoch == 1 or entry["dev_loss"] < self._history[self._best_epoch - 1]["dev_loss"]:
-            self._best_epoch, self._best_state = epoch, self._weights()
-        self._history.append(entry)
+        self._take(entry)
         return entry
 
     def state_dict(self) -> dict[str, Any]:
@@ -212,9 +210,18 @@ class KtnTraining:
         self._ahead = None
 
     def result(self) -> KtnFit:
-        """The model with the weights of the best epoch."""
+        """The model with the weights of the best epoch; InputError where none has a finite dev loss."""
+        if self._history and not self._best_epoch:
+            raise InputError("the dev loss is never finite; lower the learning rate, or scale the features down")
         self._model.load_state_dict(self._best_state)
         return KtnFit(self._model, self._train, self._dev, self._history, self._best_epoch)
+
+    def _take(self, entry: dict[str, float]) -> None:
+        """An epoch's entry into the history; the weights are the best so far where its dev loss is."""
+        least = self._history[self._best_epoch - 1]["dev_loss"] if self._best_epoch else float("inf")
+        self._history.append(entry)
+        if entry["dev_loss"] < least:
+            self._best_epoch, self._best_state = len(self._history), self._weights()
 
     def _weights(self) -> dict[str, Any]:
         return copy.deepcopy(self._model.state_dict())

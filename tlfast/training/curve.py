@@ -41,7 +41,7 @@ def draw_curve(path: Path, history: Sequence[dict[str, Any]], metric: str, best_
             right.annotate(f"{value:.4f}", (epoch, value), (0, 12), textcoords="offset points", ha="center", color=_DEV)
     for axes in (left, right):
         axes.spines["top"].set_visible(False)
-    left.set_title(title, loc="left", fontsize=11)
+    left.set_title(title, loc="left", fontsize=11, parse_math=False)  # names may have dollars in them
     figure.savefig(path, format="png")
 
 

@@ -49,8 +49,9 @@ def draw_schema(
         role = {source: "\nlabels", target: "\nto predict"}.get(node_type, "")
         text = f"{node_type}\n{num_nodes[node_type]:,}{role}"
         box = {"boxstyle": "round,pad=0.5", "facecolor": colour, "edgecolor": "white"}
-        axes.text(x, y, text, color="white", ha="center", va="center", fontsize=9, zorder=3, bbox=box)
-    axes.set_title("\n".join(["metapaths: " + listed[0], *listed[1:]]), fontsize=8, loc="left", y=-0.06, va="top")
+        axes.text(x, y, text, color="white", ha="center", va="center", fontsize=9, zorder=3, bbox=box, parse_math=False)
+    title = "\n".join(["metapaths: " + listed[0], *listed[1:]])
+    axes.set_title(title, fontsize=8, loc="left", y=-0.06, va="top", parse_math=False)  # names may have dollars in them
     figure.savefig(path, format="png")
 
 
@@ -82,9 +83,14 @@ def _arrow(
     arrow = {"arrowstyle": "-|>", "color": colour, "lw": width, "connectionstyle": style, "shrinkA": 26, "shrinkB": 30}
     axes.annotate("", end, begin, arrowprops=arrow, zorder=2 if used else 1)
     box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
-    axes.text(
-        *place, text, fontsize=7, ha="center", va="center", color="#333333" if used else _OTHER, zorder=2.5, bbox=box
-    )
+    look: dict[str, Any] = {
+        "fontsize": 7,
+        "ha": "center",
+        "va": "center",
+        "color": "#333333" if used else _OTHER,
+        "zorder": 2.5,
+    }
+    axes.text(*place, text, bbox=box, parse_math=False, **look)
 
 
 def _at(t: float, begin: float, control: float, end: float) -> float:

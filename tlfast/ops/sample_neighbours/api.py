@@ -14,6 +14,7 @@ from . import native, reference
 IMPLEMENTATIONS = ("reference", "native")
 
 _LARGEST_SEED = 2**64 - 1
+_LARGEST_FAN_OUT = 2**31 - 1
 
 
 class Sampled(NamedTuple):
@@ -90,6 +91,8 @@ def _check(
             raise ValueError(f"fan_outs must have a number for each of {len(relations)} relations, not {list(hop)}")
         if any(fan_out < -1 for fan_out in hop):
             raise ValueError(f"fan_outs must be numbers of edges, 0 for none or -1 for all, not {list(hop)}")
+        if any(fan_out > _LARGEST_FAN_OUT for fan_out in hop):
+            raise ValueError(f"fan_outs must be at most {_LARGEST_FAN_OUT}, or -1 for all edges, not {max(hop)}")
     for source, relation, target in relations:
         if (relation.num_sources, relation.num_targets) != (num_nodes[source], num_nodes[target]):
             raise ValueError(f"{relation} does not fit types of {num_nodes[source]} and {num_nodes[target]} nodes")
