@@ -213,6 +213,27 @@ def test_an_interrupted_run_goes_on(data, tmp_path, monkeypatch):
     refused(run(*arguments[:-1], data / "dev", "--resume"), "is finished, with another test file")
 
 
+def test_the_folder_of_another_command_is_refused(data, tmp_path):
+    arguments = train(data, tmp_path / "run", *two_models(data), "--epochs", 1)
+    result_of(*arguments)
+    for name in ("metrics.json", "run.json"):
+        path = tmp_path / "run" / name
+        if path.exists():
+            kept = json.loads(path.read_text())
+            kept.pop("test_sha256", None)
+            path.write_text(json.dumps(kept).replace("klite train", "train"))
+    refused(run(*arguments, "--resume"), "was started with command=")
+
+
+def test_what_cannot_train_is_refused_before_images_are_read(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("tlfast.contrastive.training.prepare", lambda *given: 1 / 0)
+    given = ("--backbone", data / "clip")
+    nothing = ("--image-train", "nothing", "--text-train", "nothing")
+    refused(run(*train(data, tmp_path / "run", *given, *nothing)), "nothing learns in either tower")
+    learning = ("--text-train", "full", "--centre-texts")
+    refused(run(*train(data, tmp_path / "run", *given, *learning)), "--centre-texts: the text tower learns")
+
+
 def models(data):
     from transformers import AutoModel
 
@@ -267,6 +288,8 @@ REFUSED = [
         ["--backbone", "clip", "--text-train", "full", "--centre-texts"],
         "--centre-texts: the text tower learns",
     ),
+    ("train", ["--backbone", "clip", "--templates", "none.txt"], "--templates none.txt: there is no such file"),
+    ("train", ["--backbone", "clip", "--train", "captions.tsv", "--names", "none.tsv"], "--names none.tsv: there is"),
     ("train", ["--backbone", "clip", "--precision", "fp8"], "precision: 'fp8' is not available"),
 ]
 
@@ -296,6 +319,7 @@ def test_what_is_refused(data, tmp_path, monkeypatch, command, options, message)
     (tmp_path / "others" / "a").rename(tmp_path / "others" / "seal")
     (tmp_path / "images.tsv").write_text("image\tlabel\none/seal/0.png\ta\none/seal/1.png\tb\n")
     (tmp_path / "columns.tsv").write_text("image\tclass\none/seal/0.png\ta\n")
+    (tmp_path / "captions.tsv").write_text("image\tcaption\n" + "one/seal/0.png\ta seal\n" * 12)
     (tmp_path / "empty.tsv").write_text("image\tlabel\none/seal/0.png\t\n")
     (tmp_path / "names.tsv").write_text("label\tname\nseal\tseal\n")
     given = {"--data": data / "test"} if command != "train" else {"--train": data / "train", "--out": "run"}

@@ -166,6 +166,18 @@ def test_one_model_of_which_one_tower_is_frozen(tmp_path):
     assert torch.equal(loaded.encode_text(**texts()), dual.encode_text(**texts()))
 
 
+def test_tied_weights_are_saved_once(tmp_path):
+    dual = DualEncoder(Small(), tiny("t5-encoder"), config("full"), config("full")).eval()
+    model = dual.text.body.model
+    assert model.shared.weight is model.encoder.embed_tokens.weight
+    with torch.no_grad():
+        model.shared.weight.mul_(1.5)
+    dual.save_pretrained(tmp_path)
+    loaded = DualEncoder.from_pretrained(tmp_path, Small())
+    assert loaded.text.body.model.shared.weight is loaded.text.body.model.encoder.embed_tokens.weight
+    assert torch.equal(loaded.encode_text(**batch()), dual.encode_text(**batch()))
+
+
 def test_an_architecture_that_is_no_model_is_refused(tmp_path):
     both(clip(), "full").save_pretrained(tmp_path)
     described = json.loads((tmp_path / "config.json").read_text())

@@ -9,6 +9,7 @@ pytest.importorskip("transformers")
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import BertTokenizer
 
 from tests.contrastive import pictures
@@ -18,7 +19,7 @@ from tlfast import LadderConfig
 from tlfast.contrastive import DualEncoder, TextEncoder, TowerConfig, embed_images, texts, training
 from tlfast.contrastive.texts import TextBank, TextGroup
 from tlfast.data import InputError, read_image_texts
-from tlfast.training import InterruptedTraining, Settings
+from tlfast.training import InterruptedTraining, Settings, evaluation
 
 TOKENS = "[PAD] [UNK] [CLS] [SEP] [MASK] a photo of red kite green crane blue mouse seal bird rodent , ; ."
 NAMES = tuple(pictures.COLOURS)
@@ -144,6 +145,66 @@ def test_a_run_resumed_after_ctrl_c_equals_an_uninterrupted_one(tokenizer, data,
     assert resumed.dev == whole.dev
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+def test_tied_weights_are_trained_and_resumed(tokenizer, data, tmp_path):
+    def make_t5():
+        torch.manual_seed(0)
+        return DualEncoder(Small(), tiny("t5-encoder"), TowerConfig("full"), TowerConfig("full"), dim=16)
+
+    ready = prepared(tokenizer, data, make_t5)
+    fit = training.train_pairs(make_t5, ready, settings(epochs=2), tmp_path / "run")
+    again = training.train_pairs(make_t5, ready, settings(epochs=2), tmp_path / "run", resume=True)
+    assert again.dev == fit.dev
+    for name, tensor in fit.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name]), name
+
+
+class Normed(Small):
+    """With running statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, given):
+        return super().forward(self.norm(given))
+
+
+def test_what_is_saved_is_what_was_scored(tokenizer, data, tmp_path):
+    pytest.importorskip("typer")
+    from tlfast.cli.klite_train import _cost
+
+    def make_normed():
+        return make(Normed())
+
+    ready = prepared(tokenizer, data, make_normed)
+    fit = training.train_pairs(make_normed, ready, settings(epochs=1), tmp_path / "run")
+    before = {name: tensor.clone() for name, tensor in fit.model.state_dict().items()}
+    assert _cost(fit, ready, 8)["saved_bytes_per_sample"] > 0
+    assert "dual.image.body.module.norm.running_mean" in before
+    for name, tensor in fit.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_processes_share_the_statistics_of_what_is_trained(tokenizer):
+    dual, frozen = make(Normed()), make(Normed(), "head")
+    for each, ignored in ((dual, False), (frozen, True)):
+        model = training.PairModel(each, TextBank(groups()), TextEncoder(each, tokenizer), 4)
+        statistics = [name for name, _ in model.named_buffers() if name.endswith("running_mean")]
+        assert len(statistics) == 1
+        assert (statistics[0] in model._ddp_params_and_buffers_to_ignore) is ignored
+
+
+def test_candidates_are_encoded_once_a_dev_evaluation(tokenizer, data, tmp_path, monkeypatch):
+    ready = prepared(tokenizer, data)
+    model = training.PairModel(make(), ready.bank, ready.encoder, ready.candidates).train()
+    encoded = []
+    found = TextBank.encode
+    monkeypatch.setattr(TextBank, "encode", lambda *given: encoded.append(1) or found(*given))
+    monkeypatch.setattr(evaluation, "_BATCH_SIZE", 8)
+    scores = evaluation.evaluate(model, ready.data.dev, ready.data.collate, ready.data.scoring)
+    assert scores["n"] == 32 and len(encoded) == 1 and model.training
 
 
 def test_texts_are_drawn_by_the_share_and_the_generator():

@@ -202,6 +202,16 @@ class Towers:
         text = copy.deepcopy(self.text) if text_full else self.text
         return DualEncoder(image, text, wanted.config(wanted.image_train), wanted.config(wanted.text_train), wanted.dim)
 
+    def make_first(self) -> DualEncoder:
+        """`make`; InputError for towers that do not fit together, and where options mean nothing for them."""
+        with settings_of_the_user():
+            dual = self.make()
+        if not dual.trainable_parameters():
+            raise InputError("nothing learns in either tower; train a head, a ladder or all of one of them")
+        if self.wanted.centre_texts and not dual.text.static:
+            raise InputError("--centre-texts: the text tower learns and centres itself; leave it out")
+        return dual
+
     def image_text(self, dual: DualEncoder) -> ImageText:
         """A dual encoder of these towers, with what reads its inputs."""
         return ImageText(dual, self.tokenizer, self.processor, self.title)

@@ -107,13 +107,15 @@ def train(
 
     known = Knowledge(wordnet, wiktionary, glossary, not no_back_off, choice, templates, fitting, no_knowledge)
     known.check()
+    for option, path in (("--templates", templates), ("--names", names)):
+        if path is not None and not path.is_file():
+            raise InputError(f"{option} {path}: there is no such file; check the path")
     settings = training.Settings(epochs, batch_size, learning_rates(lr), seed=seed)
     records = read_records(train_file, dev_file, test_file, names, seed)
     dictionary = known.dictionary(as_json)
     wanted = TowerOptions(image_train, text_train, head, dim, reduction, precision, centre_texts)
     towers = load_towers(backbone, text_backbone, wanted)
-    with settings_of_the_user():  # towers that do not fit together
-        first = towers.make()
+    first = towers.make_first()
     identity = {
         "command": "klite train",
         "backbones": towers.names,
@@ -131,7 +133,7 @@ def train(
     }
     test_digest = None if test_file is None else training.file_digest(test_file)
     run = training.RunFolder(out)
-    if resume and run.finished and run.read_metrics()["test_sha256"] != test_digest:
+    if resume and run.finished and run.read_metrics().get("test_sha256", test_digest) != test_digest:
         raise InputError(f"{out}: is finished, with another test file; score it by tlfast klite eval --model {out}")
     try:
         with processes.together(), run.session(identity, resume) if processes.is_first() else nullcontext():
@@ -209,8 +211,6 @@ class Job:
 
     def _centre(self, found: ImageText) -> Any:
         """Features of the class texts."""
-        if not found.dual.text.static:
-            raise InputError("--centre-texts: the text tower learns and centres itself; leave it out")
         texts = [text for group in range(self.texts.candidates) for text in self.texts.bank.standing_for(group)]
         return found.encoder.features(texts)
 
@@ -261,16 +261,26 @@ class Job:
 
 
 def _cost(fit: Fit, data: Prepared, batch_size: int) -> dict[str, Any]:
-    """What training took: bytes kept for the backward pass, peak memory; and where it ran."""
+    """What training took: bytes kept for the backward pass, peak memory; and where it ran.
+
+    The model stays as it was scored: a step in train mode moves statistics, such as a BatchNorm's, which are put back.
+    """
+    import torch
+
     from ..bench import measure
     from ..training import typical_batch
 
     device = next(fit.model.parameters()).device
     fit.model.dual.loss.group = None  # type: ignore[union-attr]  # the other processes take no part
     batch = {name: x.to(device) for name, x in typical_batch(data.data, batch_size).items()}
+    learnt = fit.model.state_dict().keys()  # what is frozen stays, and may be large
+    kept = {name: buffer.clone() for name, buffer in fit.model.named_buffers() if name in learnt}
     fit.model.train()
     saved = measure.saved_bytes(lambda: fit.model(**batch))
     fit.model.eval()
+    with torch.no_grad():
+        for name, buffer in kept.items():
+            fit.model.get_buffer(name).copy_(buffer)
     samples = len(batch["labels"])
     return {
         "saved_bytes_per_sample": round(saved / samples),

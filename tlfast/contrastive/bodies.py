@@ -128,6 +128,7 @@ class TrainedBody(Body):
             for name, parameter in self.model.named_parameters():
                 if _unread(getattr(model.config, "model_type", ""), name):
                     parameter.requires_grad_(False)  # DistributedDataParallel waits for every gradient
+        _save_tied_once(self)
 
     @property
     def config(self) -> Any:
@@ -148,6 +149,7 @@ class TrainedModule(Body):
         super().__init__()
         self.width = width
         self.module = module.requires_grad_(True)
+        _save_tied_once(self)
 
     @property
     def config(self) -> Any:
@@ -212,6 +214,29 @@ def _as_read(body: Body, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.
 
 def _with_readout(backbone: FrozenBackbone, readout: Readout) -> str:
     return fingerprint(readout, (type(readout).__name__, backbone.fingerprint()))
+
+
+def _save_tied_once(body: Body) -> None:
+    """Safetensors, which checkpoints are, refuses names that share their memory, such as those of T5's embedding."""
+    body.register_state_dict_post_hook(_drop_tied)
+    body.register_load_state_dict_post_hook(_expect_no_tied)
+
+
+def _tied(body: nn.Module) -> set[str]:
+    """All names of a parameter but its first."""
+    return {name for name, _ in body.named_parameters(remove_duplicate=False)} - {
+        name for name, _ in body.named_parameters()
+    }
+
+
+def _drop_tied(body: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    for name in _tied(body):
+        del state[prefix + name]
+
+
+def _expect_no_tied(body: nn.Module, incompatible: Any) -> None:
+    tied = tuple(_tied(body))
+    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if not key.endswith(tied)]
 
 
 def _drop_frozen(_module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:

@@ -80,11 +80,11 @@ class PairModel(nn.Module):
         self._classes: torch.Tensor | None = None
         if count() > 1:
             dual.loss.group = dist.group.WORLD
-        # DistributedDataParallel sends none of these: all processes have loaded the same models
+        # DistributedDataParallel sends none of these: all processes have loaded the same models. Statistics of bodies
+        # that are trained, such as a BatchNorm's, differ with the share of the batch
         self._ddp_params_and_buffers_to_ignore = [
-            name
-            for name, tensor in (*self.named_parameters(), *self.named_buffers())
-            if not tensor.requires_grad and not name.endswith("calibrated")
+            *(name for name, parameter in self.named_parameters() if not parameter.requires_grad),
+            *(name for name, _ in self.named_buffers() if not _changes(name)),
         ]
 
     def train(self, mode: bool = True) -> PairModel:
@@ -121,6 +121,11 @@ class PairModel(nn.Module):
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
         """Save the dual encoder."""
         self.dual.save_pretrained(folder)
+
+
+def _changes(name: str) -> bool:
+    """Whether training changes a buffer: a ladder's first batch, or a body that is trained in full."""
+    return name.endswith("calibrated") or ".body.model." in name or ".body.module." in name
 
 
 class CandidateScoring(Scoring):

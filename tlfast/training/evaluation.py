@@ -45,22 +45,23 @@ def predict_logits(
 ) -> np.ndarray:
     """Logits (N, num_labels) float32 in the dataset's order, in eval mode."""
     rows: list[np.ndarray] = [np.empty(0)] * len(dataset)
-    for indices, batch in _batches(dataset, collate, batch_size):
-        batch.pop("labels", None)
-        for i, row in zip(indices, _logits(model, batch).float().cpu().numpy(), strict=True):
-            rows[i] = row
+    with evaluating(model), torch.no_grad():
+        for indices, batch in _batches(dataset, collate, batch_size):
+            batch.pop("labels", None)
+            for i, row in zip(indices, _logits(model, batch).float().cpu().numpy(), strict=True):
+                rows[i] = row
     return np.stack(rows)
 
 
 def keep(model: nn.Module, dataset: LabelledDataset, collate: Collate, scoring: Scoring) -> list[np.ndarray]:
     """What the scoring keeps of each example, in the dataset's order."""
     rows: list[np.ndarray] = [np.empty(0)] * len(dataset)
-    for indices, batch in _batches(dataset, collate, int(min(_BATCH_SIZE, scoring.largest_batch))):
-        logits = _logits(model, scoring.inputs(batch))
-        for i, row in zip(
-            indices, scoring.reduce(logits, batch["labels"].to(logits.device)).cpu().numpy(), strict=True
-        ):
-            rows[i] = row
+    with evaluating(model), torch.no_grad():  # once: a model may keep something from its first batch to its last
+        for indices, batch in _batches(dataset, collate, int(min(_BATCH_SIZE, scoring.largest_batch))):
+            logits = _logits(model, scoring.inputs(batch))
+            kept = scoring.reduce(logits, batch["labels"].to(logits.device)).cpu().numpy()
+            for i, row in zip(indices, kept, strict=True):
+                rows[i] = row
     return rows
 
 
@@ -85,8 +86,7 @@ def _batches(dataset: LabelledDataset, collate: Collate, size: int) -> Iterator[
 
 def _logits(model: nn.Module, batch: Batch) -> torch.Tensor:
     device = next(model.parameters()).device
-    with evaluating(model), torch.no_grad():
-        return model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits
+    return model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits
 
 
 @contextmanager
