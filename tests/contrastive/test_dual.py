@@ -290,6 +290,14 @@ def test_damaged_folders_are_refused(tmp_path):
         ({"image": {}}, "its image tower is not described"),
         ({"image": described["image"] | {"settings": {"train": "all"}}}, "train: 'all' is not available"),
         ({"image": described["image"] | {"settings": {"wings": 2}}}, "wings"),
+        ({"image": described["image"] | {"settings": ["head"]}}, "its image tower is not described"),
+        ({"image": described["image"] | {"settings": {"ladder": 3}}}, "its image tower is not described"),
+        ({"text": described["text"] | {"architecture": {"config": {}}}}, "its text tower is not described"),
+        ({"text": described["text"] | {"architecture": {"class": "BertModel"}}}, "its text tower is not described"),
+        ({"text": described["text"] | {"architecture": "BertModel"}}, "its text tower is not described"),
+        ({"max_scale": "100"}, "max_scale is '100'; the file is damaged"),
+        ({"dim": None}, "dim is None; the file is damaged"),
+        ({"dim": 0}, "dim is 0; the file is damaged"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(described | change))
         with pytest.raises(ValueError, match=message):

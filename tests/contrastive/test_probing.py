@@ -84,6 +84,19 @@ def test_retrieval(monkeypatch):
     assert retrieve(twice, twice, [*range(8)] * 2)["image_to_text"]["accuracy"] == 1.0
 
 
+def test_an_image_with_two_captions_is_found_by_either():
+    images = torch.eye(6)[[0, 0, 1, 1]]
+    texts = torch.eye(6)[[0, 4, 5, 1]]  # the image's other caption is as near as nothing
+    alone, known = retrieve(images, texts), retrieve(images, texts, None, [0, 0, 1, 1])
+    assert alone["image_to_text"]["accuracy"] == 0.5 and known["image_to_text"]["accuracy"] == 1.0
+    assert alone["text_to_image"]["accuracy"] == 0.0 and known["text_to_image"]["accuracy"] == 0.5
+    # equal captions and equal images are each right, though not the one by way of the other
+    both = retrieve(torch.eye(6)[[0, 0, 1]], torch.eye(6)[[0, 1, 1]], [0, 1, 1], [0, 0, 1])
+    assert both["image_to_text"]["accuracy"] == 1.0
+    with pytest.raises(ValueError, match="same_image: 1 for 4 images"):
+        retrieve(images, texts, None, [0])
+
+
 @pytest.mark.parametrize(
     ("images", "classes", "labels", "message"),
     [
@@ -96,5 +109,5 @@ def test_retrieval(monkeypatch):
 def test_embeddings_that_do_not_fit(images, classes, labels, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")):
         classify(images, classes, labels)
-    with pytest.raises(ValueError, match="texts, labels: 1 and 2 for 2 images"):
+    with pytest.raises(ValueError, match="texts: 1 for 2 images"):
         retrieve(torch.zeros(2, 3), torch.zeros(1, 3))

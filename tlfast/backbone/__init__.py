@@ -5,6 +5,7 @@ from .freezing import freeze, resolve_layers
 from .frozen import FrozenBackbone
 from .outputs import BackboneOutput, EncoderDecoderOutput
 from .prepared_folder import is_prepared
+from .tokens import most_tokens
 
 __all__ = [
     "BackboneOutput",
@@ -13,5 +14,6 @@ __all__ = [
     "fingerprint",
     "freeze",
     "is_prepared",
+    "most_tokens",
     "resolve_layers",
 ]

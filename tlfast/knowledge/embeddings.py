@@ -12,6 +12,7 @@ from .encoding import Encode, embed
 from .prompts import ClassPrompts
 
 BLEND = 0.5  # without a dev set
+_ROWS = 4096  # of the matrix of scores that exist at once
 WEIGHTS = tuple(step / 10 for step in range(11))
 
 
@@ -33,7 +34,9 @@ class ClassEmbeddings:
 
     def accuracy(self, images: torch.Tensor, labels: torch.Tensor, weight: float = BLEND) -> float:
         """The share of images, (N, D), whose nearest class is their label, (N,) int64."""
-        nearest = (images.float().to(self.names.device) @ self.blend(weight).T).argmax(dim=1)
+        classes = self.blend(weight).T
+        parts = images.split(_ROWS)
+        nearest = torch.cat([(part.float().to(classes.device) @ classes).argmax(dim=1) for part in parts])
         return float((nearest == labels.to(nearest.device)).double().mean())
 
     def choose_weight(

@@ -51,3 +51,9 @@ class Match:
     def covered(self) -> bool:
         """Whether there is any sense."""
         return bool(self.senses)
+
+    @property
+    def read_as(self) -> str:
+        """How the name is read: by its word, where it is a WordNet id."""
+        first = self.senses[0] if self.senses else None
+        return first.lemma if first is not None and first.wnid == self.name.strip() else self.name
