@@ -11,11 +11,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tlfast.data import read_image_classes
+from tlfast.data import InputError, read_image_classes
 from tlfast.data.images import open_image
 
 STORED = 40  # pixels a side; views of 32 are sampled from them
 UNSEEN_SHARE, SPLIT_SEED = 0.15, 0
+FEWEST = 4  # of which UNSEEN_SHARE is one
 _COMMONEST = {"a", "an", "and", "for", "in", "of", "on", "the", "with"}
 
 
@@ -68,13 +69,22 @@ def has_no_seen_word(names: Sequence[Sequence[str]], seen: Sequence[int]) -> tor
 def read_folder(path: Path, seed: int = SPLIT_SEED) -> PictureSet:
     """A folder with a folder of images for each class, called by its name, such as CIFAR-100's or ImageNet's.
 
-    A share of each seen class's images is not trained on. Raises InputError for what `read_image_classes` refuses.
+    A share of each seen class's images is not trained on. Raises InputError for what `read_image_classes` refuses, and
+    for classes or images that are too few for every part of the split.
     """
     images = read_image_classes(path)
     assert images.labels is not None
     classes = sorted(set(images.labels))
     labels = torch.tensor([classes.index(label) for label in images.labels])
-    pictures = torch.cat([store(_opaque(file)) for file in images.files])
+    if len(classes) < FEWEST or int(labels.bincount().min()) < FEWEST:
+        rare = classes[int(labels.bincount().argmin())]
+        raise InputError(
+            f"{path}: has {len(classes)} classes, of which {rare!r} has {int(labels.bincount().min())} images; pass at "
+            f"least {FEWEST} classes of {FEWEST} images"
+        )
+    pictures = torch.empty(len(images.files), 4, STORED, STORED, dtype=torch.uint8)  # once: the set may be large
+    for row, file in enumerate(images.files):
+        pictures[row] = store(_opaque(file))[0]
     seen, unseen = split_classes(range(len(classes)), seed)
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for number in seen.tolist():

@@ -57,12 +57,14 @@ class Texts:
 def embed_texts(names: Sequence[Sequence[str]], wordnet: knowledge.Dictionary, text: Any, tokenizer: Any) -> Texts:
     """Class texts under a frozen text encoder: the mean over a class's names, alone and with its first name's sense.
 
-    The sense is the one nearest to the other classes. text: a transformers text model.
+    The sense is the one nearest to the other classes. A first name that is a WordNet id, as ImageNet's folders have,
+    reads as its word. text: a transformers text model.
     """
     encoder = TextEncoder(_dual(ConvNet(1), text, 1.0), tokenizer)
     encode = encoder.features
     found = knowledge.cover(wordnet, [name[0] for name in names])
     senses = knowledge.choose_nearest(found.matches, encode)
+    names = [(match.read_as, *all_names[1:]) for match, all_names in zip(found.matches, names, strict=True)]
     spoken = [name for all_names in names for name in all_names]
     meant = [sense for all_names, sense in zip(names, senses, strict=True) for _ in all_names]
     budget = knowledge.TokenBudget.of_tokenizer(tokenizer, encoder.max_length)

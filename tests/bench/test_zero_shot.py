@@ -5,6 +5,7 @@ import json
 import os
 import stat
 import tarfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,9 @@ from PIL import Image
 from benchmarks import emoji, zero_shot
 from benchmarks.convnet import Conv, ConvNet, Views, optimisers, plain_view
 from benchmarks.pictures import STORED, PictureSet, Trial, has_no_seen_word, read_folder, split_classes, store
+from tests.knowledge.small_wordnet import offset_of, write_wordnet
+from tlfast.data import InputError
+from tlfast.knowledge import WordNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WIDTH = 8
@@ -162,6 +166,41 @@ def test_a_folder_of_images(tmp_path):
     assert len(unseen.rows) == 30 and len(others.rows) == 17 * 2 and len(data.training) == 17 * 8
     assert set(data.training.tolist()).isdisjoint([*unseen.rows.tolist(), *others.rows.tolist()])
     assert data.pictures.shape == (200, 4, STORED, STORED)
+
+
+def test_a_folder_that_is_too_small_to_split(tmp_path):
+    for number in range(4):
+        (tmp_path / str(number)).mkdir()
+        for i in range(4):
+            Image.new("RGB", (9, 9), (number, i, 0)).save(tmp_path / str(number) / f"{i}.png")
+    trials = read_folder(tmp_path).trials
+    assert all(len(trial.rows) for trial in trials.values()) and len(trials) == 2
+    (tmp_path / "3" / "0.png").unlink()
+    with pytest.raises(
+        InputError, match="has 4 classes, of which '3' has 3 images; pass at least 4 classes of 4 images"
+    ):
+        read_folder(tmp_path)
+    for file in (tmp_path / "3").iterdir():
+        file.unlink()
+    (tmp_path / "3").rmdir()
+    with pytest.raises(InputError, match="has 3 classes"):
+        read_folder(tmp_path)
+
+
+def test_wordnet_ids_are_read_as_words(tmp_path, monkeypatch):
+    wordnet = WordNet(write_wordnet(tmp_path / "wordnet"))
+    read = []
+    monkeypatch.setattr(
+        zero_shot.knowledge, "make_prompts", lambda spoken, *given, **more: read.extend(spoken) or 1 / 0
+    )
+    monkeypatch.setattr(zero_shot.knowledge, "choose_nearest", lambda matches, encode: [m.senses[0] for m in matches])
+    monkeypatch.setattr(zero_shot, "TextEncoder", lambda *given: SimpleNamespace(features=None, max_length=16))
+    monkeypatch.setattr(zero_shot, "_dual", lambda *given: None)
+    monkeypatch.setattr(zero_shot.knowledge.TokenBudget, "of_tokenizer", lambda *given: None)
+    wnid = f"n{offset_of('kite_bird'):08d}"
+    with pytest.raises(ZeroDivisionError):
+        zero_shot.embed_texts([(wnid,), ("shark", "fish")], wordnet, None, None)
+    assert read == ["kite", "shark", "fish"]
 
 
 def entry(name, **changes):
