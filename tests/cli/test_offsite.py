@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from tests.cli.ladder_runs import save_backbone, write_sentences
 from tests.cli.task_runs import save_gpt2, save_vit, write_colours, write_counting
-from tlfast.cli import app
+from tests.offsite.test_adapter_security import of_bundle
+from tlfast.cli import app, offsite_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -221,6 +222,16 @@ def test_refusals(world, tmp_path):
     )
     refused(*plug[:3], "--out", folder / "plugged", "--adapter", folder / "run", words=["is there already"])
     assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["AutoModel", "AutoTokenizer", "AutoConfig", "GPT2Model"])
+def test_an_adapter_does_not_choose_how_the_model_is_loaded(name, world, tmp_path, monkeypatch):
+    folder, _ = world
+    adapter = shutil.copytree(folder / "run" / "adapter", tmp_path / "adapter")
+    of_bundle(lambda bundle: bundle["model"].update({"class": name}))(adapter)
+    monkeypatch.setattr(offsite_model, "load_backbone", lambda *_: pytest.fail("it was loaded"))
+    plug = ("plug", "--model", folder / "model", "--adapter", adapter, "--out", tmp_path / "out")
+    refused(*plug, words=[f"model.class: '{name}' is refused"])
 
 
 def test_a_secret_must_come_again(world, tmp_path):

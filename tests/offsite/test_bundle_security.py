@@ -5,15 +5,18 @@ import shutil
 import sys
 
 import pytest
+import transformers as hf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.models import tiny
 from tests.offsite import attacks
 from tlfast.data import InputError
-from tlfast.offsite import Bundle, make
+from tlfast.offsite import Bundle, make, preprocessor
+from tlfast.offsite.architecture import check_settings, model_class
 
 WEIGHTS = "model.safetensors"
+PANIC = type("PanicException", (BaseException,), {})  # as PyO3 makes it
 
 OWN = {
     "a class outside transformers": attacks.put("model", "class", value="os.system"),
@@ -35,6 +38,8 @@ OWN = {
     "blocks in a text": attacks.put("model", "config", "num_hidden_layers", value="3"),
     "a huge width": attacks.put("model", "config", "hidden_size", value=1 << 30),
     "a number too large": attacks.put("model", "config", "hidden_size", value=1 << 70),
+    "a number beyond every float": attacks.put("model", "config", "hidden_size", value=10**400),
+    "a number beyond every float in a list": attacks.put("model", "config", "hidden_act", value=[-(10**400)]),
     "a negative width": attacks.put("model", "config", "hidden_size", value=-48),
     "no heads": attacks.put("model", "config", "num_attention_heads", value=0),
     "a huge vocabulary": attacks.put("model", "config", "vocab_size", value=1 << 31),
@@ -66,6 +71,13 @@ OWN = {
     ),
     "an image processor of no class": attacks.put(
         "preprocessor", value={"kind": "image processor", "class": "EvilImageProcessor", "settings": {}}
+    ),
+    "an image processor of a family that has no bundles": attacks.put(
+        "preprocessor", value={"kind": "image processor", "class": "SamImageProcessor", "settings": {}}
+    ),
+    "an image processor of huge images": attacks.put(
+        "preprocessor",
+        value={"kind": "image processor", "class": "ViTImageProcessor", "settings": {"size": {"height": 1 << 20}}},
     ),
     "an image processor with more": attacks.put(
         "preprocessor", value={"kind": "image processor", "class": "ViTImageProcessor", "settings": {"auto_map": {}}}
@@ -124,6 +136,63 @@ def test_cut_at_every_percent(start, good, tmp_path):
         text = manifest.read_bytes().rstrip()
         manifest.write_bytes(text[: len(text) * percent // 100])
         refused(manifest.parent)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("t5", "num_decoder_layers"),
+        ("bart", "decoder_layers"),
+        ("gpt2", "n_layer"),
+        ("deberta-v2", "pooler_hidden_size"),
+    ],
+)
+def test_settings_that_no_tensor_is_compared_with_are_bounded(kind, name):
+    check_settings(kind, {name: 1024})
+    for value in (2_000_000_000, 8193, -1):
+        with pytest.raises(InputError, match=f"config.{name}: {value} is refused"):
+            check_settings(kind, {name: value})
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ImportError])
+def test_a_class_that_cannot_be_imported_is_none(error, monkeypatch):
+    def fail(module, name):
+        raise error(name)
+
+    monkeypatch.setattr(type(hf), "__getattr__", fail)
+    with pytest.raises(InputError, match="'BrokenModel' is refused"):
+        model_class("BrokenModel", "bert")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ImportError, OSError])
+def test_an_image_processor_that_cannot_be_made_here_is_refused(error, monkeypatch):
+    def fail(self):
+        raise error("no such package")
+
+    broken = type("ViTImageProcessor", (), {"__init__": fail, "__module__": "transformers.models.vit"})
+    monkeypatch.setattr(hf, "ViTImageProcessor", broken)
+    with pytest.raises(InputError, match=r"ViTImageProcessor needs a package that is not here \(no such package\)"):
+        preprocessor.load({"kind": "image processor", "class": "ViTImageProcessor", "settings": {}}, None)
+
+
+def test_an_image_processor_of_another_family_is_not_reached(monkeypatch):
+    monkeypatch.setattr(type(hf), "__getattr__", lambda module, name: pytest.fail(f"{name} was imported"))
+    with pytest.raises(InputError, match="allowed: the image processors of ViT"):
+        preprocessor.check({"kind": "image processor", "class": "SamImageProcessor", "settings": {}}, "preprocessor")
+
+
+@pytest.mark.parametrize(("raised", "expected"), [(PANIC, InputError), (KeyboardInterrupt, KeyboardInterrupt)])
+def test_a_panic_of_tokenizers_is_a_refusal_and_ctrl_c_is_not(raised, expected, monkeypatch):
+    tokenizers = pytest.importorskip("tokenizers")
+
+    class Broken:
+        @staticmethod
+        def from_buffer(content):
+            raise raised("index out of bounds")
+
+    monkeypatch.setattr(tokenizers, "Tokenizer", Broken)
+    with pytest.raises(expected):
+        preprocessor.load({"kind": "tokenizer"}, b"{}")
 
 
 def test_what_is_no_folder_of_a_bundle(good, tmp_path):

@@ -11,7 +11,7 @@ from tests.models import inputs_of, tiny
 from tests.offsite.tuning import FAMILIES, IMAGES, LANGUAGE, batches_of, spec_of, trainable, tune
 from tlfast import LadderModel, freeze
 from tlfast.data import InputError
-from tlfast.offsite import Bundle, Method, TaskSpec, architecture, make, plug, save_adapter, tunable
+from tlfast.offsite import Bundle, Method, TaskSpec, architecture, make, plug, save_adapter, tasks, tunable
 from tlfast.offsite.tasks import head_parameters, with_head
 
 AUTO = {
@@ -29,6 +29,21 @@ def model_of(family, seed=0):
     settings = {name: 4} | {key: 0.1 for key in DROPOUT if hasattr(tiny(family).config, key)}
     settings |= {"layer_types": ["full_attention"] * 4} if family == "qwen2" else {}
     return tiny(family, seed, **settings)
+
+
+@pytest.mark.parametrize("task", ["sequence-classification", "causal-lm"])
+def test_a_padding_token_is_one_of_the_vocabulary(task):
+    model = tiny("llama")
+    model.config.pad_token_id = None
+    with pytest.raises(ValueError, match="pad_token_id: got 97, and the model has 97 tokens"):
+        with_head(model, task, 2, pad_token_id=97)
+    assert with_head(model, task, 2, pad_token_id=96).config.pad_token_id == 96
+
+
+def test_a_task_with_a_second_list_of_blocks_is_refused_before_it_takes_memory(monkeypatch):
+    monkeypatch.setattr(tasks, "seeded", lambda seed: pytest.fail("a model was made"))
+    with pytest.raises(ValueError, match="takes more than one list of blocks"):
+        with_head(tiny("t5-encoder"), "sequence-classification", 2)
 
 
 def sent(bundle, family, folder, method=None, model=None):

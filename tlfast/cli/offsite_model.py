@@ -28,17 +28,18 @@ def load_owner(name: str) -> LoadedBackbone:
         raise InputError(
             f"model {name!r}: its configuration cannot be read ({' '.join(str(error).split())})"
         ) from error
-    return load_named(name, {"class": _class_of(config), "type": config.model_type})
+    return load_backbone(name, _class_of(config), _preprocessor_class(config.model_type))
 
 
 def load_named(name: str, described: Mapping[str, Any]) -> LoadedBackbone:
-    """The model in the class that a bundle was made with, and its preprocessor."""
+    """The model in the class that a bundle was made with, and its preprocessor.
+
+    described: of a manifest, which nobody has vouched for yet. Raises InputError where it names no class of a model.
+    """
     from ..offsite.architecture import model_class
 
-    if not described["class"].startswith("Auto"):
-        model_class(described["class"], described["type"])
-    preprocessor = "AutoImageProcessor" if _reads_images(described["type"]) else "AutoTokenizer"
-    return load_backbone(name, described["class"], preprocessor)
+    model_class(described["class"], described["type"])
+    return load_backbone(name, described["class"], _preprocessor_class(described["type"]))
 
 
 def read_secret(path: Path | None) -> bytes:
@@ -91,10 +92,10 @@ def _class_of(config: Any) -> str:
     return "AutoModelForCausalLM" if family is not None and set(family.stacks) == {DECODER} else "AutoModel"
 
 
-def _reads_images(model_type: str) -> bool:
+def _preprocessor_class(model_type: str) -> str:
     from transformers import CONFIG_MAPPING
 
-    return hasattr(CONFIG_MAPPING[model_type](), "image_size")
+    return "AutoImageProcessor" if hasattr(CONFIG_MAPPING[model_type](), "image_size") else "AutoTokenizer"
 
 
 class Batches:

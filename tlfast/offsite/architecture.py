@@ -15,9 +15,13 @@ from torch import nn
 from ..backbone.families import SUPPORTED, find_family
 from ..backbone.stack import Stack, find_stacks
 from ..data.errors import InputError
-from .schema import refuse, setting
+from .schema import refuse, setting, whole
 
 ATTENTION = ("sdpa", "eager")  # others may be fetched from a hub, as code
+MOST_BLOCKS = 1024
+# Settings that size what no tensor of a bundle is compared with: a second list of blocks, and a pooler of a head that
+# is made later. All other sizes are those of tensors, which the file must hold.
+_MOST = {"layer": MOST_BLOCKS, "pooler": 8192}
 _HOME = "transformers.models."
 # what names the source of a model, is about its head's labels, or changes no number
 _LEFT_OUT = {"architectures", "dtype", "torch_dtype", "id2label", "label2id", "num_labels", "problem_type"}
@@ -119,7 +123,7 @@ def count_of(described: Mapping[str, Any]) -> Any:
 
 
 def check_settings(model_type: str, settings: Any) -> None:
-    """Raise InputError for a configuration with a setting that the type does not have, or a value of another kind."""
+    """Raise InputError for a setting that the type does not have, a value of another kind, or one out of all bounds."""
     place = "config"
     if not isinstance(settings, dict):
         raise refuse(place, settings, "an object")
@@ -128,13 +132,19 @@ def check_settings(model_type: str, settings: Any) -> None:
         if name not in allowed:
             raise InputError(f"{place}: {name[:60]!r} is no setting of {model_type} that may be sent; it is refused")
         setting(value, f"{place}.{name}")
+        most = min((most for part, most in _MOST.items() if part in name), default=None)
+        if most is not None and type(value) is int:
+            whole(0, most)(value, f"{place}.{name}")
 
 
 def model_class(name: str, model_type: str) -> Any:
     """The class of transformers with that name, for models of that type; InputError where there is none."""
     import transformers
 
-    found = getattr(transformers, name, None)
+    try:
+        found = getattr(transformers, name, None)
+    except (ImportError, RuntimeError):  # a class of a module that cannot be imported here
+        found = None
     if (
         not inspect.isclass(found)
         or not issubclass(found, transformers.PreTrainedModel)
@@ -163,6 +173,14 @@ def build(described: Mapping[str, Any], device: str = "cpu") -> Any:
             error
         )
     return model.eval()
+
+
+def skeleton(kind: Any, config: Any) -> Any:
+    """A model of transformers without memory for its weights; the configuration is left as it is."""
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights(), torch.device("meta"):
+        return kind(copy.deepcopy(config))
 
 
 def config_of(described: Mapping[str, Any]) -> Any:

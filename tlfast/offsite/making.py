@@ -13,12 +13,23 @@ from torch import nn
 
 from ..backbone.calibration import made_up_batch
 from . import preprocessor as preprocessors
-from .architecture import base_of, blocks_path, build, describe, fill, find_blocks, seeded, shortened, tensors_of
+from .architecture import (
+    MOST_BLOCKS,
+    base_of,
+    blocks_path,
+    build,
+    describe,
+    fill,
+    find_blocks,
+    seeded,
+    shortened,
+    tensors_of,
+)
 from .block_map import BlockMap
 from .bundle import Bundle, write_bundle, write_manifest
 from .distil import Distillation, distil
 from .folder import check_new, new_folder
-from .manifest import DTYPE, FORMAT, MOST_BLOCKS, VERSION
+from .manifest import DTYPE, FORMAT, VERSION
 from .recipes import Recipe
 from .seal import seal, seal_key
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..data.errors import InputError
 from . import preprocessor
-from .architecture import check_settings, count_of
+from .architecture import MOST_BLOCKS, check_settings, count_of
 from .block_map import BlockMap
 from .encoding import KINDS
 from .preprocessor import TOKENIZER
@@ -16,7 +16,7 @@ from .schema import fields, hexadecimal, listed, number, one_of, refuse, whole, 
 FORMAT, VERSION = "tlfast offsite bundle", 1
 MANIFEST, WEIGHTS = "manifest.json", "model.safetensors"
 DTYPE = "float32"
-MOST_BLOCKS, MOST_LABELS, _MOST_BYTES = 1024, 1 << 17, 1 << 44
+MOST_LABELS, _MOST_BYTES = 1 << 17, 1 << 44
 _KEYS = {"format", "version", "tlfast", "transformers", "model", "dtype", "blocks", "emulator", "encodings"}
 _KEYS |= {"preprocessor", "files", "nonce", "seal"}
 _MODEL = ("class", "type", "attention", "labels", "config")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Collection
 from typing import Any
@@ -88,7 +87,7 @@ def listed(check: Check, most: int = _ITEMS) -> Check:
 
 def number(value: Any, place: str) -> float:
     """A finite number."""
-    if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > _NUMBER:
+    if type(value) not in (int, float) or not abs(value) <= _NUMBER:  # false for NaN too; no float holds every integer
         raise refuse(place, value, f"a finite number of at most {_NUMBER}")
     return value
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .architecture import base_of, find_blocks, seeded, tensors_of
+from .architecture import base_of, find_blocks, seeded, skeleton, tensors_of
 
 TASKS = ("causal-lm", "sequence-classification", "token-classification", "image-classification")
 PROBLEMS = (None, "single_label_classification", "multi_label_classification", "regression")
@@ -31,7 +31,8 @@ def with_head(
     """The model with the head of a task, a copy in eval mode; the head's weights are drawn from the seed.
 
     model: a transformers model. For "causal-lm" it must have its head, which is kept. pad_token_id: taken where the
-    model's configuration has none. Raises ValueError where transformers has no such class for the model.
+    model's configuration has none. Raises ValueError where transformers has no such class for the model, or the
+    model no such token.
     """
     if task not in TASKS:
         raise ValueError(f"task: {task!r} is not available; allowed: {', '.join(map(repr, TASKS))}")
@@ -40,12 +41,13 @@ def with_head(
         return _language_model(model, config)
     if num_labels is None or num_labels < 1:
         raise ValueError(f"num_labels: got {num_labels!r}; pass an integer of at least 1")
-    with seeded(seed):
-        made = _class_for(task, config)(config)
+    kind = _class_for(task, config)
     try:
-        find_blocks(made)
+        find_blocks(skeleton(kind, config))  # before it takes memory: a second list of blocks may be far larger
     except ValueError as error:
         raise _unfit(task, model) from error
+    with seeded(seed):
+        made = kind(config)
     _copy_base(model, made)
     return made.eval()
 
@@ -78,6 +80,10 @@ def _config_of_task(
         config.num_labels = num_labels
         config.problem_type = problem_type if task == "sequence-classification" else None
     if getattr(config, "pad_token_id", None) is None and task != "image-classification":
+        if pad_token_id is not None and not 0 <= pad_token_id < config.vocab_size:
+            raise ValueError(
+                f"pad_token_id: got {pad_token_id}, and the model has {config.vocab_size} tokens; pass one of them"
+            )
         config.pad_token_id = pad_token_id
     return config
 
