@@ -45,7 +45,9 @@ def test_two_parties_and_a_report(small, tmp_path):
     theirs = (out / "data-owner" / "train.tsv").read_text().splitlines()[1:]
     ours = (out / "model-owner" / "texts.tsv").read_text().splitlines()[1:]
     assert len(ours) == len(theirs) == 45 and not {line.split("\t")[0] for line in theirs} & set(ours)
-    assert "What offsite-tuning promises" in (out / "report.md").read_text()
+    report = (out / "report.md").read_text()
+    assert "What offsite-tuning promises" in report
+    assert "the owner's process also read data-owner/test.tsv; without that comparison it would not." in report
     again = run("--out", out)
     assert again.exit_code == 2 and "is there already" in again.stderr
 

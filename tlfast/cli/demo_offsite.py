@@ -128,5 +128,6 @@ What offsite-tuning promises: {promises}.
 - Adapter {ADAPTER}, emulator {EMULATOR}, distilled in {STEPS} steps on texts of the model's owner:
   {100 * audit["verbatim_matrices"]:.1f} % of the middle's matrices were sent to the bit,
   {100 * audit["revealed_matrices"]:.1f} % to the bit or with a cosine of at least 0.99 (audit/audit.png).
+- For the table above the owner's process also read {OTHER}/test.tsv; without that comparison it would not.
 - "zero-shot" is the full model with the returned head on blocks that nobody tuned.
 """

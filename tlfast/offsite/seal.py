@@ -2,8 +2,9 @@
 
 A plain hash of the full model would let everybody who guesses the model confirm the guess, and would tell two bundles
 of one model as such. A seal is HMAC-SHA256 of the manifest (a random nonce in it) under a key that is made of every
-weight of the full model: only who holds all of them, those of the middle too, can make or check one. An owner whose
-model others may hold, such as a public one, adds a secret.
+weight of the model without head and pooler: only who holds all of them, those of the middle too, can make or check one.
+So can whoever was sent a bundle with the whole middle (keep:all). An owner whose model others may hold, such as a
+public one, adds a secret.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .architecture import base_of
 
 
 def seal_key(model: Any, secret: bytes = b"") -> bytes:
-    """The key of a model's seals. secret: of the owner, empty for none. Reads all weights."""
+    """The key of a model's seals, from all its weights but head and pooler. secret: of the owner, empty for none."""
     return hmac.digest(fingerprint(base_of(model), "offsite").encode(), secret, "sha256")
 
 
