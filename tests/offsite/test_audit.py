@@ -31,6 +31,23 @@ def test_the_whole_middle_is_all_of_it(model, tmp_path):
     assert audit(make(model, (1, 1), "keep:all", tmp_path / "b"), model).verbatim == 1.0
 
 
+def test_zeros_count_neither_as_sent_nor_as_missing(tmp_path):
+    model = tiny("bert", num_hidden_layers=6)
+    for layer in model.encoder.layer:
+        layer.intermediate.dense.weight.data[::2] = 0
+    assert audit(make(model, (1, 1), "keep:all", tmp_path / "a"), model).verbatim_matrices == 1.0
+    fewer = audit(make(model, (1, 1), "int8", tmp_path / "b"), model)
+    assert fewer.revealed_matrices == 1.0 and fewer.verbatim_matrices < 0.1
+
+
+def test_a_middle_of_zeros_gives_nothing_away(tmp_path):
+    model = tiny("bert", num_hidden_layers=3)
+    for parameter in model.encoder.layer[1].parameters():
+        parameter.data.zero_()
+    found = audit(make(model, (1, 1), "keep:all", tmp_path / "b"), model)
+    assert found.verbatim == found.revealed_matrices == 0.0
+
+
 @pytest.mark.parametrize("recipe", ["int8", "nf4"])
 def test_fewer_bits_hide_nothing(recipe, model, tmp_path):
     found = audit(make(model, (1, 1), recipe, tmp_path / "b"), model)

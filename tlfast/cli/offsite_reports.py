@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -144,7 +143,7 @@ def _audit_lines(found: Audit) -> list[str]:
     for tensor in found.findings:
         if tensor.part == "middle" and len(tensor.shape) > 1:
             names = f"{tensor.name[-50:]:<52}{tensor.nearest[-50:]:<52}"
-            rows.append(f"{names}{tensor.cosine:>8.4f}  {100 * tensor.equal / math.prod(tensor.shape):.1f} %")
+            rows.append(f"{names}{tensor.cosine:>8.4f}  {100 * tensor.equal / max(1, tensor.originals):.1f} %")
     verbatim, revealed = found.verbatim_matrices, found.revealed_matrices
     meaning = "the rest is not, or in another form"
     if revealed > max(0.9, verbatim):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,8 +24,8 @@ class Finding:
 
     block: in the full model, the one it stands for; None outside of the blocks. nearest: the tensor of the full model
     with the largest cosine among those of its shape, "" where there is none of its shape. cosine: with it, in float64.
-    equal: how many of its numbers, zeros left out, are those of the nearest, to the bit. of_middle: whether the nearest
-    is in the full model's middle.
+    originals: how many numbers of the nearest are not zero. equal: how many of its own, zeros left out, are those of
+    the nearest, to the bit. of_middle: whether the nearest is in the full model's middle.
     """
 
     name: str
@@ -35,18 +34,23 @@ class Finding:
     shape: tuple[int, ...]
     nearest: str
     cosine: float
+    originals: int
     equal: int
     of_middle: bool
 
     @property
     def revealed(self) -> int:
-        """How many numbers of the original it gives away: those that are equal, or all where it is as good."""
-        return math.prod(self.shape) if self.cosine >= AS_GOOD else self.equal
+        """How many numbers of the original it gives away: those equal, or all where it is as good; no zeros."""
+        return self.originals if self.cosine >= AS_GOOD else self.equal
 
 
 @dataclass(frozen=True)
 class Audit:
-    """findings: of every tensor. numbers, matrix_numbers: of the full model's middle, all and in matrices."""
+    """findings: of every tensor. numbers, matrix_numbers: of the full model's middle, all and in matrices; no zeros.
+
+    Shares leave zeros out above and below the line: pruned channels are zeros in many a model, and tell nothing. Of a
+    middle that is nothing but zeros they are 0.
+    """
 
     recipe: str
     findings: tuple[Finding, ...]
@@ -56,17 +60,17 @@ class Audit:
     @property
     def verbatim(self) -> float:
         """Which share of the full middle's numbers is in the bundle to the bit."""
-        return sum(found.equal for found in self.given_away) / self.numbers
+        return sum(found.equal for found in self.given_away) / max(1, self.numbers)
 
     @property
     def verbatim_matrices(self) -> float:
         """The same of its matrices alone: norms and biases are few, and most emulators have them as they were."""
-        return sum(found.equal for found in self.given_away if len(found.shape) > 1) / self.matrix_numbers
+        return sum(found.equal for found in self.given_away if len(found.shape) > 1) / max(1, self.matrix_numbers)
 
     @property
     def revealed_matrices(self) -> float:
         """Which share of its matrices is in the bundle to the bit, or as good: with a cosine of at least 0.99."""
-        return sum(found.revealed for found in self.given_away if len(found.shape) > 1) / self.matrix_numbers
+        return sum(found.revealed for found in self.given_away if len(found.shape) > 1) / max(1, self.matrix_numbers)
 
     @property
     def given_away(self) -> list[Finding]:
@@ -100,9 +104,9 @@ def audit(bundle: Bundle, model: Any, secret: bytes = b"") -> Audit:
     findings = tuple(
         _finding(name, tensor, by_shape, own, path, bundle) for name, tensor in tensors_of(bundle.model).items()
     )
-    matrices = sum(tensor.numel() for tensor in middle if tensor.dim() > 1)
+    matrices = sum(_nonzero(tensor) for tensor in middle if tensor.dim() > 1)
     recipe = bundle.manifest["emulator"]["recipe"]
-    return Audit(recipe, findings, sum(tensor.numel() for tensor in middle), matrices)
+    return Audit(recipe, findings, sum(map(_nonzero, middle)), matrices)
 
 
 def fidelity(bundle: Bundle, model: Any, batches: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:
@@ -160,7 +164,12 @@ def _finding(
     cosine, _, nearest = max(scored, default=(0.0, False, ""))
     equal = int(((flat == own[nearest].detach().reshape(-1)) & (flat != 0)).sum()) if nearest else 0
     of_middle = part == "middle" and _is_middle(block_of(nearest, path), bundle)
-    return Finding(name, part, block, tuple(tensor.shape), nearest, cosine, equal, of_middle)
+    originals = _nonzero(own[nearest]) if nearest else 0
+    return Finding(name, part, block, tuple(tensor.shape), nearest, cosine, originals, equal, of_middle)
+
+
+def _nonzero(tensor: torch.Tensor) -> int:
+    return int(tensor.count_nonzero())
 
 
 def _cosine(a: torch.Tensor, b: torch.Tensor) -> float:
