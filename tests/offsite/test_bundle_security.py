@@ -77,7 +77,11 @@ OWN = {
     ),
     "an image processor of huge images": attacks.put(
         "preprocessor",
-        value={"kind": "image processor", "class": "ViTImageProcessor", "settings": {"size": {"height": 1 << 20}}},
+        value={
+            "kind": "image processor",
+            "class": "ViTImageProcessor",
+            "settings": {"size": {"height": 1 << 20, "width": 1 << 20}},
+        },
     ),
     "an image processor with more": attacks.put(
         "preprocessor", value={"kind": "image processor", "class": "ViTImageProcessor", "settings": {"auto_map": {}}}
