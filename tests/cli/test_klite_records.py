@@ -55,9 +55,15 @@ def test_all_captions_of_an_image_are_on_one_side(data, tmp_path, labels):
     records = read_records(path, None, None, None, 0)
     train, dev = (set(part.same_file) for part in (records.train, records.dev))
     assert train.isdisjoint(dev) and len(train) + len(dev) == 48 and len(dev) >= 4
-    assert len(records.train) == 3 * len(train) and len(records.dev) == 3 * len(dev)
-    captions = {*records.train.captions, *records.dev.captions}
-    assert len(captions) == 3 * 48
+    assert len(records.train) == len(set(records.train.captions)) == 3 * len(train)
+    assert len(records.dev) == len(set(records.dev.captions)) == (3 if labels else 1) * len(dev)
+
+
+def test_a_dev_image_is_classified_by_one_caption_and_no_other_of_its_own(data, tmp_path):
+    path = write_rows(data, tmp_path / "rows.jsonl", 2)
+    dev = read_records(data / "captions.jsonl", path, None, None, 0).dev
+    assert len(dev) == len(set(dev.same_file)) == 48
+    assert all(caption.startswith("caption 0 of") for caption in dev.captions)
 
 
 def test_retrieval_takes_any_caption_of_an_image(data, tmp_path, monkeypatch):

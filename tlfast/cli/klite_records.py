@@ -65,7 +65,19 @@ def read_records(
         _check_texts(dev, "dev")
     else:
         train, dev = _split(train, classes, seed)
-    return Records(train, dev, classes, test_file)
+    return Records(train, _one_caption(dev), classes, test_file)
+
+
+def _one_caption(dev: ImageTexts) -> ImageTexts:
+    """Of an image without a class the first caption: as candidates of dev the others would count as wrong."""
+    seen: set[Path] = set()
+    rows = []
+    for i, (file, label) in enumerate(zip(dev.same_file, dev.labels, strict=True)):
+        if label or file not in seen:
+            rows.append(i)
+        if not label:
+            seen.add(file)
+    return dev.select(rows)
 
 
 def _split(rows: ImageTexts, classes: Classes | None, seed: int) -> tuple[ImageTexts, ImageTexts]:
