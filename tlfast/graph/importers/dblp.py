@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ...data.errors import InputError
+from ..folder import one_line
 from ..hetero import EdgeType, HeteroGraph
 from .files import edges_of, fill_features, need_folder, read_array
 
@@ -75,5 +76,7 @@ def _sparse(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, 
         if len(start) != rows + 1 or not len(row) == len(column) == len(values) or outside:
             raise ValueError("its arrays do not fit each other")
     except Exception as error:  # a damaged archive raises what its first damaged byte leads to
-        raise InputError(f"{path}: is no sparse matrix in compressed rows, or is damaged ({error})") from error
+        raise InputError(
+            f"{path}: is no sparse matrix in compressed rows, or is damaged ({one_line(error)})"
+        ) from error
     return row, column.astype(np.int64), values, (rows, columns)
