@@ -29,13 +29,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # so a shell starts its background jobs, and Ctrl-C could not be tested there
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# read by now; a pytest that a test starts is not the one these options were meant for
-for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
-    os.environ.pop(name, None)
-
 if not torch.cuda.is_available():
     # must be set before tlfast is imported: Triton reads it when a kernel is defined
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # read by now; a pytest that a test starts is not the one these were meant for, those that share out the tests are
+    if getattr(config.option, "numprocesses", None) is None or hasattr(config, "workerinput"):
+        for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+            os.environ.pop(name, None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

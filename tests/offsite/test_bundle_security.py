@@ -163,7 +163,7 @@ def test_a_class_that_cannot_be_imported_is_none(error, monkeypatch):
     def fail(module, name):
         raise error(name)
 
-    monkeypatch.setattr(type(hf), "__getattr__", fail)
+    monkeypatch.setattr(type(sys.modules["transformers"]), "__getattr__", fail)
     with pytest.raises(InputError, match="'BrokenModel' is refused"):
         model_class("BrokenModel", "bert")
 
@@ -174,7 +174,7 @@ def test_an_image_processor_that_cannot_be_made_here_is_refused(error, monkeypat
         raise error("no such package")
 
     broken = type("ViTImageProcessor", (), {"__init__": fail, "__module__": "transformers.models.vit"})
-    monkeypatch.setattr(hf, "ViTImageProcessor", broken)
+    monkeypatch.setattr(sys.modules["transformers"], "ViTImageProcessor", broken)
     with pytest.raises(InputError, match=r"ViTImageProcessor needs a package that is not here \(no such package\)"):
         preprocessor.load({"kind": "image processor", "class": "ViTImageProcessor", "settings": {}}, None)
 
