@@ -81,6 +81,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return allocate_poisoned
 
+    with torch.device("meta"):  # PyTorch remembers, at the first such block, which functions it is for: the real ones
+        torch.empty(0)
     monkeypatch.setattr(torch, "empty", poison(torch.empty))
     monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
 
