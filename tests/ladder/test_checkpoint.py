@@ -122,7 +122,7 @@ def test_a_failing_save_leaves_the_old_ladder_and_no_partial_file(saved, monkeyp
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tlfast.ladder.checkpoint.save_file", full)
+    monkeypatch.setattr("tlfast.backbone.trained_folder.save_file", full)
     with pytest.raises(OSError, match="No space"):
         model.save_pretrained(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]

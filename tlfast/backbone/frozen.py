@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,20 +25,20 @@ from .outputs import (
     token_shape,
 )
 from .packed import Batch, PackedStack, contiguous, first_weight, reach_blocks
-from .packed_block import weights_state, why_not, why_not_fp32
+from .packed_block import why_not, why_not_fp32
 from .parts import BlockSpec
 from .sharding import own_part
+from .shared_weights import weights_state
 from .stack import Stack
+from .watching import EMBEDDING, cache_arguments, capture
 
 _DECODER_INPUTS = ("decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds")
-_REGISTERING = threading.Lock()
 # what a model is done with before its first block
 _BEFORE_BLOCKS = (
     "input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids", "pixel_values",
     "bool_masked_pos", "interpolate_pos_encoding",
 )  # fmt: skip
 _OF_MEMORY = ("encoder_hidden_states", "encoder_attention_mask")
-_EMBEDDING = -1  # the input of block 0, beside the blocks' indices
 # settings that taps depend on and that neither weights nor BlockSpec show
 _SETTINGS = (
     "position_embedding_type",
@@ -344,10 +342,10 @@ class FrozenBackbone(nn.Module):
         if self.model.training:  # the caller's own handle on the shared model may have switched it
             self.train(False)
         if stack.spec.causal:
-            inputs = inputs | _cache_arguments(module, cache)
-        with torch.no_grad(), _capture(stack) as seen:
+            inputs = inputs | cache_arguments(module, cache)
+        with torch.no_grad(), capture(stack) as seen:
             last = last_hidden_state_of(module(**inputs))
-        return BackboneOutput(seen[_EMBEDDING], tuple(seen[index] for index in stack.taps), last), mask
+        return BackboneOutput(seen[EMBEDDING], tuple(seen[index] for index in stack.taps), last), mask
 
     def extra_repr(self) -> str:
         """One line for print(): of each stack how its blocks run, why not over packed tokens, and which are tapped."""
@@ -367,36 +365,6 @@ def _meets_blocks(stack: Stack, inputs: dict[str, Any]) -> bool:
     return any(value is not None and name not in known for name, value in inputs.items())
 
 
-@contextmanager
-def _capture(stack: Stack) -> Iterator[dict[int, torch.Tensor]]:
-    """Forward hooks for the time of one call: the caller's model is left as it was.
-
-    They see this thread's call alone: others may run the shared model at the same time.
-    """
-    seen: dict[int, torch.Tensor] = {}
-    thread = threading.get_ident()
-
-    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if threading.get_ident() == thread:
-            seen[_EMBEDDING] = args[0] if args else kwargs["hidden_states"]
-
-    def keep(index: int) -> Any:
-        def after(_module: nn.Module, _args: Any, output: Any) -> None:
-            if threading.get_ident() == thread:
-                seen[index] = output[0] if isinstance(output, tuple) else output
-
-        return after
-
-    with _REGISTERING:  # PyTorch numbers hooks without a lock
-        handles = [stack.blocks[0].register_forward_pre_hook(before, with_kwargs=True)]
-        handles += [stack.blocks[index].register_forward_hook(keep(index)) for index in stack.taps]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _storages(tensors: Iterable[torch.Tensor]) -> dict[int, torch.UntypedStorage]:
     """What several tensors take, each piece of memory once, by address."""
     storages = (tensor.untyped_storage() for tensor in tensors)
@@ -406,19 +374,3 @@ def _storages(tensors: Iterable[torch.Tensor]) -> dict[int, torch.UntypedStorage
 def _in_order(value: Any) -> Any:
     """A setting whose repr does not depend on the order in which a dict was filled."""
     return sorted((str(name), _in_order(inner)) for name, inner in value.items()) if isinstance(value, dict) else value
-
-
-@functools.cache
-def _parameters(module_class: type) -> tuple[str, ...]:
-    """What the forward of a class takes; asked for every token."""
-    return tuple(inspect.signature(module_class.forward).parameters)  # type: ignore[attr-defined]
-
-
-def _cache_arguments(module: nn.Module, cache: Any) -> dict[str, Any]:
-    """How this decoder takes a cache: transformers 5.20 renamed past_key_values."""
-    kind: Any = type(module)
-    names = _parameters(kind)
-    arguments: dict[str, Any] = {"use_cache": cache is not None} if "use_cache" in names else {}
-    if cache is not None:
-        arguments["cache" if "cache" in names else "past_key_values"] = cache
-    return arguments

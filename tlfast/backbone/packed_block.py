@@ -18,6 +18,7 @@ from .families import ACTIVATIONS
 from .gated import Half
 from .linear import FrozenLinear
 from .parts import AttentionParts, FeedForwardParts, Part, find_submodule, norm_weight, submodule
+from .shared_weights import why_not_shared
 from .stack import Stack
 
 _OTHER_BLOCKS = {  # what BlockParts does not say of them matters here
@@ -134,48 +135,10 @@ def why_not_fp32(stack: Stack, model: Any) -> str | None:
     if attention.output_scale or feed_forward.output_scale:
         return "its layers' outputs are scaled"
     for block in stack.blocks:
-        reason = _why_not_shared(block, stack)
+        reason = why_not_shared(block, stack)
         if reason is not None:
             return reason
     return _dispatch.MISSING.get("native") or why_not_native()
-
-
-def _why_not_shared(block: nn.Module, stack: Stack) -> str | None:
-    """None where all weights of a block can be read as they are."""
-    assert stack.parts is not None
-    attention, feed_forward = stack.parts.attention, stack.parts.feed_forward
-    gate = [] if feed_forward.gate is None or not stack.spec.gated else [feed_forward.gate]
-    together = (attention.query, attention.key, attention.value), (*gate, feed_forward.up)
-    for paths in (*together, (attention.output,), (feed_forward.down,)):
-        parts = [Part.of(block, path) for path in paths]
-        for module in (part.module for part in parts):
-            if type(module) is not nn.Linear and type(module).__name__ != "Conv1D":
-                return f"a layer of its blocks is a {type(module).__name__}"
-        if len({part.weight.stride() for part in parts}) > 1:
-            return "weights that are multiplied together lie in memory in different orders"
-    inside = (module for child in block.children() for module in child.modules())
-    if any(module._forward_hooks or module._forward_pre_hooks for module in inside):
-        return "hooks watch its layers"
-    if not all(map(_is_readable, block.parameters())):
-        return "its weights are not float32 on the CPU, whole"
-    return None
-
-
-def _is_readable(weight: torch.Tensor) -> bool:
-    """Not moved, cast or sharded."""
-    return type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.dtype == torch.float32
-
-
-def weights_state(stack: Stack) -> tuple[Any, ...]:
-    """What changes with the weights of a model that is shared, their places and what watches its layers."""
-    inside = [module for block in stack.blocks for child in block.children() for module in child.modules()]
-    modules = [(type(module), len(module._forward_hooks), len(module._forward_pre_hooks)) for module in inside]
-    weights = [weight for block in stack.blocks for weight in block.parameters()]
-    places = [
-        (id(weight), weight.data_ptr() if _is_readable(weight) else 0, 0 if weight.is_inference() else weight._version)
-        for weight in weights
-    ]
-    return *modules, *places
 
 
 def packed_block(stack: Stack, index: int) -> PackedBlock:

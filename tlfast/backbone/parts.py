@@ -98,9 +98,14 @@ def find_submodule(module: nn.Module, paths: str) -> tuple[str, Any]:
     raise AttributeError(f"{type(module).__name__} has none of {paths.replace('|', ', ')}")
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Whether this is a plain linear layer, GPT-2's Conv1D among them; a class derived from one may compute more."""
+    return type(module) is nn.Linear or type(module).__name__ == "Conv1D"
+
+
 def linears_of(block: nn.Module) -> list[nn.Module]:
-    """The linear layers of a block, GPT-2's Conv1D among them."""
-    return [module for module in block.modules() if type(module) is nn.Linear or type(module).__name__ == "Conv1D"]
+    """The linear layers of a block."""
+    return [module for module in block.modules() if is_linear(module)]
 
 
 def linear_at(block: nn.Module, paths: str) -> nn.Module | None:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..backbone import FrozenBackbone, is_prepared
+from ..backbone.trained_folder import CONFIG, load_trained, write_trained
 from .bodies import Body
 from .towers import Plan, TowerConfig
 
 if TYPE_CHECKING:
     from .dual import DualEncoder
 
-WEIGHTS, CONFIG, FORMAT, KIND = "model.safetensors", "config.json", 1, "dual-encoder"
+FORMAT, KIND = 1, "dual-encoder"
 _KEYS = {"format", "kind", "dim", "max_scale", "one_model", "image", "text"}
 _TOWER_KEYS = {"settings", "model", "name", "architecture", "precision", "fingerprint"}
 
@@ -42,20 +40,10 @@ def describe(
 
 def save(model: DualEncoder, folder: Path) -> None:
     """Write both files under temporary names and rename them, so that a failure leaves no half-written model."""
-    folder.mkdir(parents=True, exist_ok=True)
     description = dict(model.description)
     for name in ("image", "text"):
         description[name] = description[name] | {"fingerprint": getattr(model, name).body.fingerprint()}
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    temporary = {name: folder / f".{name}.partial" for name in (WEIGHTS, CONFIG)}
-    try:
-        save_file(weights, temporary[WEIGHTS], metadata={"format": "pt"})
-        temporary[CONFIG].write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        for name, path in temporary.items():
-            os.replace(path, folder / name)
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
+    write_trained(folder, model, description)
 
 
 def load(
@@ -78,7 +66,7 @@ def load(
     )
     for name in ("image", "text"):
         _check_same(folder, name, getattr(model, name).body, description[name])
-    _load_weights(model, folder / WEIGHTS)
+    load_trained(folder, model, "model")
     return model.eval()
 
 
@@ -185,18 +173,3 @@ def _check_same(folder: Path, argument: str, body: Body, saved: dict[str, Any]) 
             f"{argument}: its frozen weights are not those that the model in {folder} was trained on "
             f"({saved['name'] or saved['model']}); pass {argument}= that model"
         )
-
-
-def _load_weights(model: DualEncoder, path: Path) -> None:
-    if not path.is_file():
-        raise ValueError(f"{path}: the file is missing; save the model again")
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: is not a whole safetensors file ({error}); save the model again") from error
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if found != expected:
-        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        raise ValueError(f"{path}: does not fit config.json beside it (first at {wrong[0]}); save the model again")
-    model.load_state_dict(weights)

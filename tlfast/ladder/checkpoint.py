@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..backbone import FrozenBackbone, freeze, is_prepared
+from ..backbone.trained_folder import CONFIG, load_trained, write_trained
 from .config import LadderConfig
 
 if TYPE_CHECKING:
     from .model import LadderModel
 
-WEIGHTS, CONFIG, FORMAT = "model.safetensors", "config.json", 2
+FORMAT = 2
 _BACKBONE_KEYS = {"name", "model_type", "precision", "fingerprint", "lm_head", "blocks"}
 _LOADERS = {"causal-lm": "AutoModelForCausalLM", "seq2seq-lm": "AutoModelForSeq2SeqLM"}
 
 
 def save(model: LadderModel, folder: Path) -> None:
     """Write both files under temporary names and rename them, so that a failure leaves no half-written ladder."""
-    folder.mkdir(parents=True, exist_ok=True)
     backbone = model.backbone
     description = {
         "format": FORMAT,
@@ -42,16 +39,7 @@ def save(model: LadderModel, folder: Path) -> None:
             "blocks": None if backbone.stack.parts is not None else backbone.stack.path,
         },
     }
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    temporary = {name: folder / f".{name}.partial" for name in (WEIGHTS, CONFIG)}
-    try:
-        save_file(weights, temporary[WEIGHTS], metadata={"format": "pt"})
-        temporary[CONFIG].write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        for name, path in temporary.items():
-            os.replace(path, folder / name)
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
+    write_trained(folder, model, description)
 
 
 def _layers(backbone: FrozenBackbone) -> dict[str, Any]:
@@ -80,7 +68,7 @@ def load(cls: type[LadderModel], folder: Path, backbone: FrozenBackbone | nn.Mod
         problem_type=description["problem_type"],
     )
     _check_head(folder, model, description["backbone"])
-    _load_weights(model, folder / WEIGHTS)
+    load_trained(folder, model, "ladder")
     return model.eval()
 
 
@@ -160,18 +148,3 @@ def _check_same(folder: Path, backbone: FrozenBackbone, saved: dict[str, Any]) -
             f"backbone: its precision is {backbone.precision}, and the ladder in {folder} was trained on "
             f"{saved['precision']}; pass freeze(model, precision={saved['precision']!r})"
         )
-
-
-def _load_weights(model: LadderModel, path: Path) -> None:
-    if not path.is_file():
-        raise ValueError(f"{path}: the file is missing; save the ladder again")
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: is not a whole safetensors file ({error}); save the ladder again") from error
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if found != expected:
-        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        raise ValueError(f"{path}: does not fit config.json beside it (first at {wrong[0]}); save the ladder again")
-    model.load_state_dict(weights)

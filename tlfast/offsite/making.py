@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..backbone.calibration import made_up_batch
+from ..training.evaluation import evaluating
 from . import preprocessor as preprocessors
 from .architecture import (
     MOST_BLOCKS,
@@ -175,17 +176,6 @@ def check_same(model: Any, small: Any, blocks: BlockMap) -> None:
             f"model: without its left-out blocks it computes something else than the emulator (by {difference:.2g}): "
             "a setting is read that cannot be sent, or blocks depend on their number"
         )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """In eval mode for the time of a `with` block."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 @contextmanager

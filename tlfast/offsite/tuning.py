@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..backbone import most_tokens
 from ..data import InputError
 from ..ladder import LadderModel
 from ..training import Fit, Settings, Task, TaskData, calibration_batches, fit
@@ -22,8 +23,6 @@ from .comparison import EMULATOR, PLUGGED, ZERO
 from .methods import Method, TaskSpec, load_trained, trained, tunable
 from .plugging import plug
 from .reading import layout_of
-
-_SPECIAL = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}  # positions start after the padding index
 
 
 def spec_of(task: Task, preprocessor: Any) -> TaskSpec:
@@ -55,11 +54,7 @@ def longest_input(bundle: Bundle, preprocessor: Any) -> int:
     """The most tokens a text may have; 0 for a model of images."""
     if bundle.manifest["preprocessor"]["kind"] != "tokenizer":
         return 0
-    config: Any = bundle.model.config
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is None:  # relative positions: only the tokenizer sets a limit
-        return preprocessor.model_max_length
-    return min(preprocessor.model_max_length, positions - _SPECIAL.get(config.model_type, 0))
+    return most_tokens(bundle.model.config, preprocessor)
 
 
 def tune(
