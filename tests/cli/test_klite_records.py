@@ -59,6 +59,49 @@ def test_all_captions_of_an_image_are_on_one_side(data, tmp_path, labels):
     assert len(records.dev) == len(set(records.dev.captions)) == (3 if labels else 1) * len(dev)
 
 
+def test_captions_of_an_image_are_no_mistakes_for_each_other(data, tmp_path):
+    files = sorted((data / "train").rglob("*.png"))[:5]
+    said = [(0, "a"), (1, "b"), (2, "c"), (0, "d"), (3, "b"), (3, "e"), (4, "f")]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"image": str(files[i]), "caption": text}) + "\n" for i, text in said))
+    records = read_records(path, data / "captions.jsonl", None, None, 0)
+    encoder = image_text.load_image_text(str(data / "clip"), None).encoder
+    known = image_text.Knowledge(None, None, None, True, "first", None, "auto", True)
+    texts = klite_records.make_texts(records, known, None, encoder, 0.5)
+    labels = texts.bank.labels[texts.train].tolist()
+    same = [[other for other in range(7) if labels[other] == label] for label in labels]
+    assert same == [[0, 3], [1, 4, 5], [2], [0, 3], [1, 4, 5], [1, 4, 5], [6]]
+
+
+def test_pictures_that_changed_are_other_data(data, tmp_path):
+    for file in sorted((data / "train").rglob("*.png"))[:3]:
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    names = sorted(file.name for file in tmp_path.iterdir())
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"image": name, "caption": name}) + "\n" for name in names))
+
+    def digest():
+        return read_records(path, data / "captions.jsonl", None, None, 0).picture_digest()
+
+    before = digest()
+    assert digest() == before
+    (tmp_path / names[0]).write_bytes((tmp_path / names[1]).read_bytes())
+    assert digest() != before
+
+
+def test_names_give_candidates_of_which_there_is_no_image(data, tmp_path):
+    images = read_image_texts(data / "test")
+    alone = image_text.classes_of(images, None)
+    rows = ["label\tname", *(f"{label}\t{label}" for label in (*alone.labels, "a lynx"))]
+    (tmp_path / "names.tsv").write_text("\n".join(rows) + "\n")
+    classes = image_text.classes_of(images, tmp_path / "names.tsv")
+    assert set(classes.labels) == {*alone.labels, "a lynx"} and len(classes.labels) == len(alone.labels) + 1
+    found = run(
+        "eval", "--backbone", data / "clip", "--data", data / "test", "--names", tmp_path / "names.tsv", "--json"
+    )
+    assert json.loads(found.stdout)["classes"] == len(classes.labels)
+
+
 def test_a_dev_image_is_classified_by_one_caption_and_no_other_of_its_own(data, tmp_path):
     path = write_rows(data, tmp_path / "rows.jsonl", 2)
     dev = read_records(data / "captions.jsonl", path, None, None, 0).dev
@@ -116,7 +159,7 @@ def test_only_the_first_process_speaks_of_long_captions(data, monkeypatch, capsy
     encoder = image_text.load_image_text(str(data / "clip"), None).encoder
     for first in (True, False):
         monkeypatch.setattr(processes, "is_first", lambda first=first: first)
-        klite_records._caption_groups([("", "a long caption " * 40)], None, None, encoder)
+        klite_records._caption_groups([("", "a long caption " * 40)], [0], None, encoder)
         assert ("lose their end" in capsys.readouterr().err) is first
 
 

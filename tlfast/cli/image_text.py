@@ -57,7 +57,7 @@ ClassNames = Annotated[
     typer.Option(
         "--names",
         help="A .tsv, .csv or .jsonl with the columns label and name, where labels are no names: name is looked up and "
-        "read.",
+        "read. zeroshot and eval choose among all of its classes, whether or not there are images of them.",
     ),
 ]
 
@@ -185,14 +185,15 @@ class Classes:
 
 
 def classes_of(images: ImageTexts, names: Path | None) -> Classes:
-    """The classes of labelled images, in order, as --names calls them.
+    """The classes of labelled images, in order; with --names all classes of that file, by its names.
 
     Raises InputError where an image has no label, a label has no name, or there is only one class.
     """
     for i, label in enumerate(images.labels):
         if not label:
             raise InputError(f"{images.where(i)}: has no label; add one, or make a folder for each class")
-    return named(ordered(images.labels), images.path, names)
+    called = {} if names is None else _read_names(names)
+    return named(ordered([*images.labels, *called]), images.path, names)
 
 
 def ordered(labels: Iterable[str]) -> list[str]:
@@ -208,9 +209,18 @@ def named(labels: Sequence[str], path: Path, names: Path | None) -> Classes:
         raise InputError(f"{path}: there is only the class {labels[0]!r}; add images of at least one other")
     if names is None:
         return Classes(tuple(labels), tuple(" ".join(label.replace("_", " ").split()) for label in labels))
+    called = _read_names(names)
+    missing = next((label for label in labels if label not in called), None)
+    if missing is not None:
+        raise InputError(f"{names}: has no name for the label {missing!r} of {path}; add a row")
+    return Classes(tuple(labels), tuple(called[label] for label in labels))
+
+
+def _read_names(path: Path) -> dict[str, str]:
+    """Label -> name of a --names file; InputError where a label is there twice."""
     from ..data import read_examples
 
-    rows = read_examples(names, "label", "name", pairs=False)
+    rows = read_examples(path, "label", "name", pairs=False)
     assert rows.labels is not None
     called: dict[str, str] = {}
     for i, (text, name) in enumerate(zip(rows.texts, rows.labels, strict=True)):
@@ -218,10 +228,7 @@ def named(labels: Sequence[str], path: Path, names: Path | None) -> Classes:
         if label in called:
             raise InputError(f"{rows.where(i)}: the label {label!r} is there already; keep one row")
         called[label] = name
-    missing = next((label for label in labels if label not in called), None)
-    if missing is not None:
-        raise InputError(f"{names}: has no name for the label {missing!r} of {path}; add a row")
-    return Classes(tuple(labels), tuple(called[label] for label in labels))
+    return called
 
 
 @dataclass(frozen=True)

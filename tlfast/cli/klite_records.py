@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,13 @@ class Records:
     dev: ImageTexts
     classes: Classes | None
     test_file: Path | None
+
+    def picture_digest(self) -> str:
+        """SHA-256 of all training and dev images, by which a resumed run knows them again: a table only names them."""
+        from ..training import file_digest
+
+        files = sorted({*self.train.same_file, *self.dev.same_file})
+        return hashlib.sha256("".join(file_digest(file) for file in files).encode()).hexdigest()
 
     def read_test(self) -> ImageTexts | None:
         """The test images; what is wrong with them costs no training: mended, --resume goes on from there."""
@@ -135,7 +143,8 @@ def make_texts(
     dev = _places(records.dev, records.classes, [not label for label in records.dev.labels], captions)
     candidates = len(groups) + len(captions)
     train = _places(records.train, records.classes, [bool(caption) for caption in records.train.captions], captions)
-    of_captions = _caption_groups(list(captions), records.classes, dictionary, encoder)
+    labels = _caption_labels(list(captions), records, train)
+    of_captions = _caption_groups(list(captions), labels, dictionary, encoder)
     if captions:
         covered = sum(bool(group.knowledge) for group in of_captions)
         coverage |= {"captions": len(captions), "captions_covered": covered}
@@ -162,16 +171,36 @@ def _places(
     return places
 
 
+def _caption_labels(captions: Sequence[tuple[str, str]], records: Records, train: Sequence[int]) -> list[int]:
+    """The label of each (label, caption): its class's, or one that the captions of an image share, and they alone.
+
+    train: the group of each training image, as `_places` gives it. The UniCL loss takes captions of other labels for
+    wrong, and the other captions of an image are right.
+    """
+    places = {} if records.classes is None else {label: i for i, label in enumerate(records.classes.labels)}
+    leads_to = list(range(len(places) + len(captions)))
+
+    def first(group: int) -> int:
+        while leads_to[group] != group:
+            group = leads_to[group]
+        return group
+
+    of_image: dict[Path, int] = {}
+    for file, group in zip(records.train.same_file, train, strict=True):
+        if group >= len(places) and not captions[group - len(places)][0]:
+            kept, other = sorted((first(of_image.setdefault(file, group)), first(group)))
+            leads_to[other] = kept
+    return [places.get(label, first(len(places) + i)) for i, (label, _) in enumerate(captions)]
+
+
 def _caption_groups(
-    captions: Sequence[tuple[str, str]], classes: Classes | None, dictionary: Dictionary | None, encoder: TextEncoder
+    captions: Sequence[tuple[str, str]], labels: Sequence[int], dictionary: Dictionary | None, encoder: TextEncoder
 ) -> list[TextGroup]:
-    """Texts of (label, caption); a caption without a label has one of its own."""
+    """Texts of (label, caption), which the loss knows by these labels."""
     from .. import knowledge
     from ..contrastive.texts import TextGroup
     from ..training import processes
 
-    places = {} if classes is None else {label: i for i, label in enumerate(classes.labels)}
-    labels = [places.get(label, len(places) + i) for i, (label, _) in enumerate(captions)]
     texts = [caption for _, caption in captions]
     budget = knowledge.TokenBudget.of_tokenizer(encoder.tokenizer, encoder.max_length)
     cut = sum(not budget.fits(text) for text in texts)

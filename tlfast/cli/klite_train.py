@@ -127,6 +127,7 @@ def train(
             None if path is None else training.file_digest(path)
             for path in (train_file, dev_file, names, templates, glossary)
         ],
+        "pictures_sha256": records.picture_digest(),
         "dictionary": None if dictionary is None else dictionary.name,
         "knowledge": [choice, fitting, no_back_off, knowledge_share],
         "training": asdict(settings),
