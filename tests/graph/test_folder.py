@@ -1,6 +1,8 @@
 """The folder format: what is written is read again; nothing outside the folder and no pickle is ever read."""
 
+import errno
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -192,3 +194,14 @@ def test_the_digest_tells_graphs_apart():
         changed.x = {t: x.clone() for t, x in graphs[0].x.items()}
         getattr(changed, part)[name][..., 0] += 1
         assert digest(changed) != digest(graphs[0]), part
+
+
+def test_a_full_disk_says_so(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (256, limits[1]))  # a write beyond it falls short, as on a full disk
+    try:
+        with pytest.raises(OSError, match="space") as found:
+            save(make_graph(), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert found.value.errno == errno.ENOSPC and str(tmp_path) in found.value.filename

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import IO, Any
 
@@ -152,5 +154,12 @@ def one_line(error: BaseException) -> str:
 
 def _write_array(folder: Path, name: str, tensor: torch.Tensor) -> str:
     tensor = tensor.detach().cpu()
-    np.save(folder / name, (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy(), allow_pickle=False)
+    array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    try:
+        np.save(folder / name, array, allow_pickle=False)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # numpy says only how many bytes were written of those it wanted to
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({error})", str(folder / name)) from error
     return name
