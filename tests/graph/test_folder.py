@@ -10,7 +10,7 @@ import torch
 
 from tests.graph.test_adjacency import make_graph
 from tlfast.data.errors import InputError
-from tlfast.graph import Adjacency, as_graph, load, read_folder, save
+from tlfast.graph import Adjacency, HeteroGraph, as_graph, load, read_folder, save
 from tlfast.graph.folder import digest
 
 
@@ -197,11 +197,12 @@ def test_the_digest_tells_graphs_apart():
 
 
 def test_a_full_disk_says_so(tmp_path):
+    graph = HeteroGraph({"node": 4096}, {}, {"node": torch.zeros(4096, 8)}, {})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (256, limits[1]))  # a write beyond it falls short, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))  # a write beyond it falls short, as on a full disk
     try:
         with pytest.raises(OSError, match="space") as found:
-            save(make_graph(), tmp_path)
+            save(graph, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert found.value.errno == errno.ENOSPC and str(tmp_path) in found.value.filename
