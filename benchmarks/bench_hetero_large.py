@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,15 +33,6 @@ def floor_bytes(nodes: int, edges: int, itemsize: int) -> int:
     Backward reads the gradient and both states and writes a gradient: 2 of these a layer forward, 4 backward.
     """
     return LAYERS * (6 * nodes * WIDTH * itemsize + 2 * 4 * edges)
-
-
-def available_bytes() -> int:
-    """Memory that a new process can have; plenty where the system does not say."""
-    path = Path("/proc/meminfo")
-    if not path.is_file():
-        return 1 << 60
-    lines = dict(line.split(":", 1) for line in path.read_text(encoding="utf-8").splitlines())
-    return 1024 * int(lines["MemAvailable"].split()[0])
 
 
 def copy_bandwidth() -> float:
@@ -95,8 +85,7 @@ def run(dtype: str, scale: float) -> dict[str, Any]:
 @pytest.mark.parametrize("dtype", BUDGET)
 def test_training_step(benchmark: Any, dtype: str) -> None:
     scale = float(os.environ.get("TLFAST_LARGE_SCALE", "1"))
-    if available_bytes() < NEEDED * scale:
-        pytest.skip(f"needs {NEEDED * scale / 2**30:.0f} GiB of free memory, has {available_bytes() / 2**30:.0f}")
+    oag.skip_without_memory(NEEDED * scale)
     done: list[subprocess.CompletedProcess[str]] = []
 
     def once() -> None:

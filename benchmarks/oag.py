@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 
 from tlfast.graph import HeteroGraph
@@ -35,3 +38,19 @@ def make_graph(width: int = 128, seed: int = 0, scale: float = 1.0, with_feature
 def _ends(nodes: int, edges: int, exponent: float, draw: torch.Generator) -> torch.Tensor:
     position = torch.rand(edges, generator=draw, dtype=torch.float64).pow_(exponent).mul_(nodes).to(torch.int32)
     return torch.randperm(nodes, generator=draw).to(torch.int32)[position.clamp_(max=nodes - 1)]
+
+
+def skip_without_memory(needed: float) -> None:
+    """Skip a benchmark of this graph where fewer bytes than it needs are free: the system would kill it, or another."""
+    free = _available_bytes()
+    if free < needed:
+        pytest.skip(f"needs {needed / 2**30:.0f} GiB of free memory, has {free / 2**30:.0f}")
+
+
+def _available_bytes() -> int:
+    """Memory that a new process can have; plenty where the system does not say."""
+    path = Path("/proc/meminfo")
+    if not path.is_file():
+        return 1 << 60
+    lines = dict(line.split(":", 1) for line in path.read_text(encoding="utf-8").splitlines())
+    return 1024 * int(lines["MemAvailable"].split()[0])
