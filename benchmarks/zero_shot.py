@@ -36,7 +36,7 @@ class Settings:
 
     width: int = 48
     size: int = 32
-    steps: int = 2400
+    steps: int = 1900
     batch: int = 128
     rate: float = 0.01
     decay: float = 0.05
