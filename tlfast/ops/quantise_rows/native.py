@@ -13,6 +13,7 @@ def quantise_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     width = x.shape[-1]
     x_rows = x if x.is_contiguous() else as_rows(x)
+    stride = width if x.is_contiguous() else x_rows.stride(0)
     if smooth is not None:
         smooth = smooth.contiguous()
     values = torch.empty(x.shape, dtype=dtype, device="cpu")
@@ -24,7 +25,7 @@ def quantise_rows(
         scale.data_ptr(),
         scale.numel(),
         width,
-        width if x_rows is x else x_rows.stride(0),
+        stride,
         _native.dtype_code(x.dtype),
         torch.get_num_threads(),
     )
