@@ -110,7 +110,7 @@ def test_quantise_rows(benchmark: Any, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("dtype", [torch.int8, FP8], ids=str)
 def test_quantised_linear(benchmark: Any, dtype: torch.dtype, name: str) -> None:
-    from tlfast.ops.frozen_linear import triton as kernels
+    from tlfast.ops.frozen_linear import triton_quantised as kernels
 
     _needs(dtype)
     launcher = kernels.int8_linear if dtype == torch.int8 else kernels.fp8_linear
@@ -139,13 +139,13 @@ def test_quantised_linear(benchmark: Any, dtype: torch.dtype, name: str) -> None
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("rows", [*DECODING, TOKENS])
 def test_nf4_linear(benchmark: Any, rows: int, name: str) -> None:
-    from tlfast.ops.frozen_linear import triton as kernels
+    from tlfast.ops.frozen_linear.triton_unpacked import nf4_linear
 
     x, *weight = nf4(rows, *LAYERS[name], torch.bfloat16, bias=False, device=DEVICE)
     copies = [[None if part is None else part.clone() for part in weight] for _ in range(_copies(rows))]
 
     def ours(weight: list[torch.Tensor] = weight) -> torch.Tensor:
-        return kernels.nf4_linear(x, *weight, "none")
+        return nf4_linear(x, *weight, "none")
 
     some = torch.arange(0, rows, max(1, rows // CHECKED_ROWS), device=DEVICE)
     few = (x[some], *weight)

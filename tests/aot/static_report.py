@@ -18,7 +18,7 @@ import triton
 
 from tests.aot.compiling import LAUNCH_OPTIONS, POINTER, compile_kernel, resources
 from tlfast.ops._quantised import LARGEST
-from tlfast.ops.frozen_linear import triton as frozen_linear
+from tlfast.ops.frozen_linear import triton_activate, triton_quantised, triton_tiles, triton_unpacked
 from tlfast.ops.norm_tap import triton as norm_tap
 from tlfast.ops.quantise_rows import triton as quantise_rows
 
@@ -41,6 +41,7 @@ class Model:
     layers: dict[str, tuple[int, int]]
     activation: str
     rms: bool
+    gated: bool
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,10 @@ class Launch:
 
 
 def transformer(name: str, tokens: int, width: int, qkv: int, hidden: int, activation: str, **more: Any) -> Model:
-    """A model by its widths; `gated` ones take gate and up projection in one product."""
+    """A model by its widths; `gated` ones take gate and up projection in one product, and gate in its epilogue."""
     gated, rms = more.get("gated", False), more.get("rms", False)
     layers = {"qkv": (width, qkv), "out": (width, width), "up": (width, (1 + gated) * hidden), "down": (hidden, width)}
-    return Model(name, tokens, width, layers, "none" if gated else activation, rms)
+    return Model(name, tokens, width, layers, activation, rms, gated)
 
 
 MODELS = (
@@ -83,14 +84,16 @@ def quantised_linears(dtype: torch.dtype, rate: str, kernel: Any, model: Model) 
     pointers = {"values_ptr": POINTER[dtype], "weight_ptr": POINTER[dtype], "y_ptr": "*bf16"}
     pointers |= dict.fromkeys(("row_scale_ptr", "weight_scale_ptr", "bias_ptr"), "*fp32")
     for name, rows, inputs, outputs, activation in linears(model):
-        config = frozen_linear.choose(frozen_linear.quantised_configs(CAPABILITY, activation, 2), rows, outputs)
+        gated = model.gated and name == "up"
+        configs = triton_quantised.quantised_configs(CAPABILITY, activation, 2, gated)
+        config = triton_tiles.choose(configs, rows, outputs)
         yield Launch(
             kernel,
             f"{name} {rows} x {inputs} to {outputs}",
             pointers,
-            {**config, "HAS_BIAS": not model.rms, "ACTIVATION": activation},
-            frozen_linear.programs(config, rows, outputs),
-            rows * inputs + outputs * inputs + 2 * rows * outputs + 4 * (rows + 2 * outputs),
+            {**config, "HAS_BIAS": not model.rms, "ACTIVATION": activation, "GATED": gated},
+            triton_tiles.programs(config, rows, outputs),
+            rows * inputs + outputs * inputs + (2 - gated) * rows * outputs + 4 * (rows + 2 * outputs),
             2 * rows * inputs * outputs,
             rate,
         )
@@ -99,17 +102,57 @@ def quantised_linears(dtype: torch.dtype, rate: str, kernel: Any, model: Model) 
 def nf4_linears(model: Model) -> Iterator[Launch]:
     pointers = {"x_ptr": "*bf16", "codes_ptr": "*u8", "group_scale_ptr": "*u8", "y_ptr": "*bf16"}
     pointers |= dict.fromkeys(("row_scale_ptr", "bias_ptr", "numbers_ptr"), "*fp32")
+    # query, key and value of nf4 are in int8
     for name, rows, inputs, outputs, activation in linears(model):
-        config = frozen_linear.choose(frozen_linear.nf4_configs(2), rows, outputs)
+        gated = model.gated and name == "up"
+        config = triton_tiles.choose(triton_unpacked.nf4_configs(2, 2), rows, outputs)
         yield Launch(
-            frozen_linear.nf4_linear_fwd_kernel,
+            triton_unpacked.nf4_linear_fwd_kernel,
             f"{name} {rows} x {inputs} to {outputs}",
             pointers,
-            {**config, "HAS_BIAS": not model.rms, "ACTIVATION": activation, "PRECISION": "ieee"},
-            frozen_linear.programs(config, rows, outputs),
-            outputs * inputs // 2 + outputs * inputs // 64 + 2 * rows * (inputs + outputs) + 8 * outputs,
+            {**config, "HAS_BIAS": not model.rms, "ACTIVATION": activation, "GATED": gated, "PRECISION": "ieee"},
+            triton_tiles.programs(config, rows, outputs),
+            outputs * inputs // 2 + outputs * inputs // 64 + rows * (2 * inputs + (2 - gated) * outputs) + 8 * outputs,
             2 * rows * inputs * outputs,
             "bf16",
+        )
+
+
+def int8_weight_linears(model: Model) -> Iterator[Launch]:
+    pointers = {"x_ptr": "*bf16", "weight_ptr": "*i8", "y_ptr": "*bf16"}
+    pointers |= dict.fromkeys(("weight_scale_ptr", "bias_ptr"), "*fp32")
+    for name, rows, inputs, outputs, activation in linears(model):
+        if name not in ("qkv", "down"):  # of nf4, and of int8
+            continue
+        config = triton_tiles.choose(triton_unpacked.int8_weight_configs(2, 2), rows, outputs)
+        yield Launch(
+            triton_unpacked.int8_weight_linear_fwd_kernel,
+            f"{name} {rows} x {inputs} to {outputs}",
+            pointers,
+            {**config, "HAS_BIAS": not model.rms, "ACTIVATION": activation, "GATED": False, "PRECISION": "ieee"},
+            triton_tiles.programs(config, rows, outputs),
+            outputs * inputs + 2 * rows * (inputs + outputs) + 8 * outputs,
+            2 * rows * inputs * outputs,
+            "bf16",
+        )
+
+
+def activations(model: Model) -> Iterator[Launch]:
+    """Behind bfloat16's product, which is PyTorch's own."""
+    for name, rows, _, outputs, activation in linears(model):
+        if activation == "none":
+            continue
+        gated = model.gated and name == "up"
+        config = triton_activate.config()
+        yield Launch(
+            triton_activate.activate_fwd_kernel,
+            f"{name} {rows} x {outputs}",
+            {"x_ptr": "*bf16", "y_ptr": "*bf16", "bias_ptr": "*fp32"},
+            {**config, "HAS_BIAS": not model.rms, "ACTIVATION": activation, "GATED": gated},
+            rows * triton.cdiv(outputs, config["BLOCK"]),
+            (4 - gated) * rows * outputs + 4 * outputs,
+            10 * rows * outputs,
+            "none",
         )
 
 
@@ -153,9 +196,11 @@ LAUNCHES: tuple[Callable[[Model], Iterator[Launch]], ...] = (
     functools.partial(norms, FP8),
     functools.partial(quantised_rows, torch.int8),
     functools.partial(quantised_rows, FP8),
-    functools.partial(quantised_linears, torch.int8, "int8", frozen_linear.int8_linear_fwd_kernel),
-    functools.partial(quantised_linears, FP8, "fp8", frozen_linear.fp8_linear_fwd_kernel),
+    functools.partial(quantised_linears, torch.int8, "int8", triton_quantised.int8_linear_fwd_kernel),
+    functools.partial(quantised_linears, FP8, "fp8", triton_quantised.fp8_linear_fwd_kernel),
     nf4_linears,
+    int8_weight_linears,
+    activations,
 )
 
 

@@ -22,6 +22,8 @@ KERNELS = {
     "int8_linear_fwd_kernel",
     "fp8_linear_fwd_kernel",
     "nf4_linear_fwd_kernel",
+    "int8_weight_linear_fwd_kernel",
+    "activate_fwd_kernel",
 }
 
 

@@ -9,7 +9,8 @@ pytest.importorskip("triton")
 
 from tests.budget import assert_within_budget
 from tests.ops.linear_cases import ACTIVATIONS, nf4, plain_nf4, plain_quantised, quantised
-from tlfast.ops.frozen_linear import triton as kernels
+from tlfast.ops.frozen_linear.triton_quantised import fp8_linear, int8_linear
+from tlfast.ops.frozen_linear.triton_unpacked import nf4_linear
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
 
@@ -29,7 +30,7 @@ def test_int8(shape, out_dtype):
     exact = plain_quantised(inputs, "none", torch.float64, torch.float64)
     # a float32 product would round sums that are exact here: the formula in float64, rounded once, is the standard
     plain = exact.to(out_dtype)
-    assert_within_budget("int8", kernels.int8_linear(*inputs, "none", out_dtype), plain, exact, 4 * rounding(exact))
+    assert_within_budget("int8", int8_linear(*inputs, "none", out_dtype), plain, exact, 4 * rounding(exact))
 
 
 @needs_fp8
@@ -46,23 +47,23 @@ def test_fp8(shape):
         use_fast_accum=True,
     )
     exact = plain_quantised(inputs, "none", torch.float64, torch.float64)
-    assert_within_budget("fp8", kernels.fp8_linear(*inputs, "none", torch.bfloat16), plain, exact)
+    assert_within_budget("fp8", fp8_linear(*inputs, "none", torch.bfloat16), plain, exact)
 
 
 @needs_fp8
 def test_fp8_odd_outputs():
     inputs = quantised(63, 1153, 784, FP8, device="cuda")
     even = [tensor if tensor.shape[0] == 63 else tensor[:1152] for tensor in inputs]
-    y = kernels.fp8_linear(*inputs, "gelu", torch.float32)
+    y = fp8_linear(*inputs, "gelu", torch.float32)
     assert torch.isfinite(y).all()
-    torch.testing.assert_close(y[:, :1152], kernels.fp8_linear(*even, "gelu", torch.float32))
+    torch.testing.assert_close(y[:, :1152], fp8_linear(*even, "gelu", torch.float32))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize("shape", [shape if shape[2] % 64 == 0 else (*shape[:2], 832) for shape in SHAPES])
 def test_nf4(shape, dtype):
     inputs = nf4(*shape, dtype, device="cuda")
-    ours, plain = kernels.nf4_linear(*inputs, "none"), plain_nf4(inputs, "none", dtype)
+    ours, plain = nf4_linear(*inputs, "none"), plain_nf4(inputs, "none", dtype)
     assert_within_budget("nf4", ours, plain, plain_nf4(inputs, "none", torch.float64))
 
 
@@ -72,11 +73,11 @@ def test_activations(dtype, activation):
     inputs = quantised(300, 768, 384, torch.int8, device="cuda")
     exact = plain_quantised(inputs, activation, torch.float64, torch.float64)
     plain = plain_quantised(inputs, activation, dtype)
-    assert_within_budget(f"int8 {activation}", kernels.int8_linear(*inputs, activation, dtype), plain, exact)
+    assert_within_budget(f"int8 {activation}", int8_linear(*inputs, activation, dtype), plain, exact)
     inputs = nf4(300, 768, 384, dtype, device="cuda")
     exact = plain_nf4(inputs, activation, torch.float64)
     assert_within_budget(
-        f"nf4 {activation}", kernels.nf4_linear(*inputs, activation), plain_nf4(inputs, activation, dtype), exact
+        f"nf4 {activation}", nf4_linear(*inputs, activation), plain_nf4(inputs, activation, dtype), exact
     )
 
 
@@ -87,13 +88,13 @@ def test_offsets_beyond_32_bits():
     values = torch.zeros(rows, depth, dtype=torch.int8, device="cuda")
     values[-1] = 1
     weight, ones = torch.ones(16, depth, dtype=torch.int8, device="cuda"), torch.ones(rows, device="cuda")
-    y = kernels.int8_linear(values, ones, weight, ones[:16], None, "none", torch.float32)
+    y = int8_linear(values, ones, weight, ones[:16], None, "none", torch.float32)
     assert not y[:-1].any() and (y[-1] == depth).all()
 
 
 def test_same_bits_every_time():
     inputs = nf4(16, 4096, 4096, torch.bfloat16, device="cuda")
-    assert torch.equal(kernels.nf4_linear(*inputs, "gelu"), kernels.nf4_linear(*inputs, "gelu"))
+    assert torch.equal(nf4_linear(*inputs, "gelu"), nf4_linear(*inputs, "gelu"))
 
 
 def rounding(exact: torch.Tensor) -> torch.Tensor:

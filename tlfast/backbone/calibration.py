@@ -30,12 +30,13 @@ def smoothing(
     if batches is None:
         return {}
     sizes: dict[int, torch.Tensor] = {}
+    device = next(base.parameters()).device
     linears = [linear for stack in stacks.values() for block in stack.blocks for linear in linears_of(block)]
     handles = [linear.register_forward_pre_hook(_watch(sizes)) for linear in linears]
     try:
         with torch.no_grad():
             for batch in batches:
-                base(**batch)
+                base(**{name: tensor.to(device) for name, tensor in batch.items()})
     finally:
         for handle in handles:
             handle.remove()

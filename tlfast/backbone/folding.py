@@ -31,7 +31,7 @@ def fold(stack: Stack, block: nn.Module, precision: str, smooth: dict[int, torch
 
     A norm gives n * w + b, with n of mean square 1. Where only linear layers read it (norms before the layers), they
     get W f and c + W b for W and c, and it gives n * (w / f), with f
-        "bf16": w. The norm has no factor left, and rounding errors are relative: they stay what they were.
+        "bf16", "fp8": w. The norm has no factor left, and rounding errors are relative: they stay what they were.
         "int8": 1 / smooth, by which W is divided anyhow: the norm smooths its outputs, the product has nothing to do.
         "nf4": 1. W * w has columns of very different sizes in a group of 64, and 4 bits would lose the small ones.
     A scale of what a layer adds to the stream is a factor of its weight's rows, each of which has its own scale.
@@ -85,7 +85,7 @@ def _fold_norm(norm: Any, linears: list[nn.Module], precision: str, folded: Fold
 
 
 def _factor(weight: torch.Tensor, precision: str, smooth: torch.Tensor | None) -> torch.Tensor | None:
-    if precision == "bf16":
+    if precision in ("bf16", "fp8"):
         return weight
     return None if smooth is None else 1 / smooth
 

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..ops.frozen_linear import why_not_fp8
 from .calibration import smoothing
 from .families import Family, find_family
 from .frozen import FrozenBackbone
 from .prepare import prepared_copy
 from .stack import find_stacks
 
-PRECISIONS = ("fp32", "bf16", "int8", "nf4")
+PRECISIONS = ("fp32", "bf16", "int8", "nf4", "fp8")
 _TWO_TOWERS = ("clip", "siglip")
 
 
@@ -39,14 +40,19 @@ def freeze(
         "bf16", "int8", "nf4": the linear layers of its blocks and its embeddings are stored once more in fewer bits
         (embeddings in int8 for "int8" and "nf4"), and the model that was given is left as it is and no longer needed.
         Blocks of most families then run over packed tokens. `describe()` says which do, and why not the others.
+        "fp8" (float8_e4m3fn, with a scale a token and a channel; embeddings in int8) needs the model on a CUDA GPU of
+        compute capability 9.0 or newer.
+        Weights are laid out for the model's device: freeze it where it shall run, or move the backbone, which lays them
+        out anew. The kernels for CUDA are compiled ahead of time and checked under Triton's interpreter; they have not
+        yet run on a GPU.
     taps: "all", or indices of the blocks whose outputs are wanted; negative ones count from the end. For an
         encoder-decoder they count in each of the two.
     calibration: for "int8": batches of the model's inputs, from which the sizes of the activations' columns are read;
         None reads them from random tokens or noise.
     blocks: dotted path of the list of blocks, for a model in which the longest list is not the one to tap.
     progress: called with how many more blocks are stored, for all precisions but "fp32".
-    Raises ValueError for a model without such a list, an unknown precision or block, and TypeError for a model in
-    another dtype.
+    Raises ValueError for a model without such a list, an unknown precision or block, or a precision that its device
+    cannot run, and TypeError for a model in another dtype.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision: {precision!r} is not available; allowed: {', '.join(map(repr, PRECISIONS))}")
@@ -66,6 +72,8 @@ def freeze(
             f"model: {wrong[0]} is {wrong[1]}, but freeze takes torch.float32 and stores it as precision says; "
             "call model.float()"
         )
+    if precision == "fp8":
+        _check_fp8(kept)
     stacks = find_stacks(base, family, blocks, lambda _name, count: resolve_layers("taps", taps, count))
     plain = FrozenBackbone(kept.requires_grad_(False), stacks, "fp32")
     return plain if precision == "fp32" else _prepared(plain, family, blocks, precision, calibration, progress)
@@ -86,6 +94,15 @@ def _prepared(
     base = getattr(kept, "base_model", kept)
     stacks = find_stacks(base, family, blocks, lambda name, _count: plain.stacks[name].taps)
     return FrozenBackbone(kept, stacks, precision, plain.fingerprint(), errors)
+
+
+def _check_fp8(model: nn.Module) -> None:
+    device = next(model.parameters()).device
+    reason = why_not_fp8(device)
+    if reason is not None:
+        raise ValueError(
+            f"precision: 'fp8' cannot run here: {reason}; move the model to such a GPU before, or use 'int8' or 'bf16'"
+        )
 
 
 def _check_calibration(calibration: Iterable) -> list[dict[str, torch.Tensor]]:

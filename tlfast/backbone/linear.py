@@ -10,21 +10,22 @@ from torch import nn
 
 from ..ops.frozen_linear import FrozenWeight, frozen_linear
 from ..ops.frozen_linear.formats import int8_of
+from ..ops.frozen_linear.layout import layout_for
 
 
 class FrozenLinear(nn.Module):
-    """y = x W^T + b with W stored once in "fp32", "bf16", "int8" or "nf4"; nothing in it is trained.
+    """y = x W^T + b with W stored once in "fp32", "bf16", "int8", "nf4" or "fp8"; nothing in it is trained.
 
     x: (..., K) in float32 or bfloat16. Returns (..., N) in the dtype of x. Builds no graph: an input that requires a
-    gradient is refused by ValueError. weight and bias give W and b in float32, as they are stored.
+    gradient is refused by ValueError. weight and bias give W and b in float32, as they are stored. Moved to a GPU or
+    back it is laid out anew for the kernels there; no number changes.
     """
 
     def __init__(self, stored: FrozenWeight) -> None:
         super().__init__()
         self.precision, self.out_features, self.in_features = stored.precision, stored.outputs, stored.inputs
         self.gated = stored.gated
-        for name in ("values", "scale", "group_scale", "smooth", "offset"):
-            tensor = stored.bias if name == "offset" else getattr(stored, name)
+        for name, tensor in _buffers(stored).items():
             self.register_buffer(name, tensor)
 
     @classmethod
@@ -61,8 +62,21 @@ class FrozenLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return frozen_linear(x, self.stored)
 
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        super()._apply(*args, **kwargs)
+        stored = self.stored
+        layout = layout_for(stored.device, self.precision)
+        if stored.layout != layout and stored.device.type in ("cpu", "cuda"):
+            self._buffers.update(_buffers(stored.in_layout(layout)))
+        return self
+
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, precision={self.precision}"
+
+
+def _buffers(stored: FrozenWeight) -> dict[str, torch.Tensor | None]:
+    names = ("values", "scale", "group_scale", "smooth")
+    return {name: getattr(stored, name) for name in names} | {"offset": stored.bias}
 
 
 class FrozenEmbedding(nn.Module):

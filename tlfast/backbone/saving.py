@@ -35,6 +35,12 @@ def save(
 
     if any(is_sharded(tensor) for tensor in backbone.model.parameters()):
         raise ValueError("save_pretrained: the weights are spread over processes; save the backbone before sharding it")
+    elsewhere = next((x.device for x in backbone.model.parameters() if x.device.type != "cpu"), None)
+    if elsewhere is not None:
+        raise ValueError(
+            f"save_pretrained: the weights are on {elsewhere}, and a folder holds them as they lie on the CPU: call "
+            "backbone.cpu() before"
+        )
     if backbone.config is None:
         raise ValueError(
             f"save_pretrained: {backbone.model_type} has no configuration from which it could be made again; only "

@@ -11,7 +11,7 @@ from .. import _native, ops
 from ..backbone.freezing import PRECISIONS
 from ..backbone.packed_block import FP32_WIDTH
 from ..bench import measure
-from ..ops.frozen_linear import automatic
+from ..ops.frozen_linear import automatic, why_not_fp8
 from .output import emit
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
@@ -69,11 +69,17 @@ def _examine_gpus() -> list[dict[str, Any]]:
 def _examine_frozen() -> dict[str, dict[str, Any]]:
     """For each precision of freeze() how blocks run here: "path" and "why", and what the operations of a path take.
 
-    Which families take the packed path, and why others do not, is `FrozenBackbone.describe`'s.
+    "path" is "packed", "module" or "refused". Which families take the packed path, and why others do not, is
+    `FrozenBackbone.describe`'s.
     """
     found: dict[str, dict[str, Any]] = {}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for precision in PRECISIONS:
         linear, why = automatic(precision)
+        refused = why_not_fp8(device) if precision == "fp8" else None
+        if refused is not None:
+            found[precision] = {"path": "refused", "why": refused}
+            continue
         if precision == "fp32" and linear != "native":
             found[precision] = {"path": "module", "why": why}
             continue
@@ -90,6 +96,8 @@ def _examine_frozen() -> dict[str, dict[str, Any]]:
 
 
 def _frozen_line(row: dict[str, Any]) -> str:
+    if row["path"] == "refused":
+        return f"refused: {row['why']}"
     if row["path"] == "module":
         return f"blocks as transformers runs them: {row['why']}"
     taken = (f"{op} {row[op]['auto']} ({row[op]['why']})" for op in ("frozen_linear", "packed_attention"))

@@ -1,4 +1,4 @@
-from .api import ACTIVATIONS, IMPLEMENTATIONS, automatic, frozen_linear
+from .api import ACTIVATIONS, IMPLEMENTATIONS, automatic, frozen_linear, why_not_fp8
 from .reference import ACTIVATE
 from .weight import PRECISIONS, FrozenWeight, stored_layout
 
@@ -11,4 +11,5 @@ __all__ = [
     "automatic",
     "frozen_linear",
     "stored_layout",
+    "why_not_fp8",
 ]

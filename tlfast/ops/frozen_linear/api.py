@@ -6,12 +6,14 @@ import torch
 
 from ... import _native
 from .. import _dispatch
+from .._gpu import capability
 from .._shared_weight import why_not_native
 from . import reference
+from .layout import PANELS, ROWS
 from .operator import kernels, operator_arguments
 from .weight import FrozenWeight
 
-IMPLEMENTATIONS = ("reference", "native")
+IMPLEMENTATIONS = ("reference", "native", "triton")
 ACTIVATIONS = tuple(reference.ACTIVATE)
 
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -33,16 +35,22 @@ def frozen_linear(
             "bf16", "nf4": both rounded to bfloat16, sums in float32.
             "int8_weight_only": x rounded to bfloat16, W as it is stored, sums in float32.
             "int8": W's rows with a scale each and x's rows with a scale each, sums exact in int32.
+            "fp8": the same in float8_e4m3fn, sums in float32.
         activation: one of `ACTIVATIONS`.
         out_dtype: float32 or bfloat16; None: that of x.
-        impl: "auto", "reference" or "native" (C++, CPU; "fp32" on AVX-512 and AMX alone).
-            A named one runs or raises, it never falls back.
+        impl: "auto", "reference", "native" (C++, CPU; not "fp8", and "fp32" on AVX-512 and AMX alone) or "triton" (GPU
+            from compute capability 8.0 on; not "fp32", and "fp8" from 9.0 on; "bf16" through cuBLAS, which rounds its
+            sums to bfloat16 before the activation). A named one runs or raises, it never falls back.
 
     Returns:
         (..., N) in out_dtype; (..., N/2) of a gated weight.
 
     Cost, for M rows: 2 M N K flops (in float32 on AMX six times that in bfloat16). x in and y out once; W once: 4, 2, 1
-    or 0.52 bytes a number.
+    or 0.52 bytes a number. "triton" with "int8" and "fp8" writes x once more in 8 bits and reads it, with "bf16" and an
+    activation y.
+
+    "triton" is compiled ahead of time for compute capabilities 8.0, 9.0 and 10.0 and checked under Triton's
+    interpreter; it has not yet run on a GPU.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit; x requires a gradient; unknown activation or impl.
@@ -56,7 +64,12 @@ def frozen_linear(
     _check(x, weight, activation, out_dtype)
 
     def refuses(name: str) -> str | None:
-        return _native_refuses(weight.precision, x.dtype, out_dtype) if name == "native" else None
+        if name == "reference":
+            return None
+        reason = _layout_refuses(weight, PANELS if name == "native" else ROWS)
+        if name == "native":
+            return _native_refuses(weight.precision, x.dtype, out_dtype) or reason
+        return _triton_refuses(weight.precision, x.device, (x.dtype, out_dtype)) or reason
 
     chosen = _dispatch.choose("frozen_linear", impl, IMPLEMENTATIONS, x.device.type, refuses)
     if chosen == "reference":
@@ -69,12 +82,25 @@ def frozen_linear(
 def automatic(precision: str) -> tuple[str, str]:
     """What impl="auto" takes on this machine's fastest device for float32 inputs, and why, in one line."""
     if torch.cuda.is_available():
-        return "reference", "no kernel takes CUDA tensors yet"
-    reason = _dispatch.MISSING.get("native") or _native_refuses(precision, torch.float32, torch.float32)
-    return ("native", f"its kernels use {_native.matrix_isa()}") if reason is None else ("reference", reason)
+        device = torch.device("cuda", torch.cuda.current_device())
+        reason = _dispatch.MISSING.get("triton") or _triton_refuses(precision, device, _DTYPES)
+        chosen = "triton", "cuBLAS, and Triton behind it" if precision == "bf16" else "first choice for cuda tensors"
+    else:
+        reason = _dispatch.MISSING.get("native") or _native_refuses(precision, torch.float32, torch.float32)
+        chosen = "native", f"its kernels use {_native.matrix_isa()}"
+    return chosen if reason is None else ("reference", reason)
+
+
+def why_not_fp8(device: torch.device) -> str | None:
+    """None where a kernel multiplies in "fp8" on a device, otherwise the reason."""
+    if device.type != "cuda":
+        return f"precision 'fp8' needs a CUDA GPU of compute capability 9.0 or newer, and the weights are on {device}"
+    return _dispatch.MISSING.get("triton") or _triton_refuses("fp8", device, _DTYPES)
 
 
 def _native_refuses(precision: str, dtype: torch.dtype, out_dtype: torch.dtype) -> str | None:
+    if precision == "fp8":
+        return "precision 'fp8' has no kernel on the CPU; use impl='reference'"
     if precision != "fp32":
         return None
     reason = why_not_native()
@@ -83,6 +109,29 @@ def _native_refuses(precision: str, dtype: torch.dtype, out_dtype: torch.dtype) 
     if dtype != torch.float32 or out_dtype != torch.float32:
         return f"precision 'fp32' takes and gives float32, not {dtype} and {out_dtype}; use impl='reference'"
     return None
+
+
+def _triton_refuses(precision: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
+    if precision == "fp32":
+        return "products in float32 are PyTorch's own; use impl='reference'"
+    if device.type == "cpu":
+        if torch.bfloat16 in dtypes:
+            return "Triton's interpreter computes bfloat16 wrongly; unset TRITON_INTERPRET or use float32"
+        return None
+    needed = 90 if precision == "fp8" else 80
+    if capability(device) < needed:
+        has = f"{device} has {capability(device) / 10}"
+        return f"precision {precision!r} needs a GPU of compute capability {needed / 10} or newer, and {has}"
+    return None
+
+
+def _layout_refuses(weight: FrozenWeight, layout: str) -> str | None:
+    if weight.precision == "fp32" or weight.layout == layout:
+        return None
+    return (
+        f"it reads weights in {layout}, and this one lies in {weight.layout}: use weight.in_layout({layout!r}), or move"
+        " the FrozenLinear that holds it, which lays it out for its device"
+    )
 
 
 def _check(x: torch.Tensor, weight: FrozenWeight, activation: str, out_dtype: torch.dtype) -> None:

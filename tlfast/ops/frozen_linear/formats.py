@@ -35,6 +35,23 @@ def int8_of(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (weight / scale[:, None]).round_().to(torch.int8), scale
 
 
+def fp8_of(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, K) to values float8_e4m3fn (N, K) and scale (N,): weight = values * scale, a row's largest becoming 448."""
+    scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / torch.finfo(torch.float8_e4m3fn).max
+    return (weight / scale[:, None]).clamp_(-448, 448).to(torch.float8_e4m3fn), scale
+
+
+def nf4_bytes(codes: torch.Tensor) -> torch.Tensor:
+    """Codes (N, K) two a byte, (N, K / 2): those of even inputs in the low half; an odd last one beside a zero."""
+    pairs = F.pad(codes, (0, codes.shape[1] % 2), value=NF4_ZERO).unflatten(1, (-1, 2))
+    return pairs[..., 0] | pairs[..., 1] << 4
+
+
+def nf4_codes(pairs: torch.Tensor) -> torch.Tensor:
+    """The inverse: (N, K / 2) to (N, K)."""
+    return torch.stack((pairs & 15, pairs >> 4), dim=-1).flatten(1)
+
+
 def nf4_of(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(N, K) to codes uint8 (N, K), group scales uint8 (N, K/64) and row scale (N,).
 

@@ -25,8 +25,9 @@ def frozen_linear(x: torch.Tensor, weight: FrozenWeight, activation: str, out_dt
     matrix = weight.value()
     if weight.precision == "nf4":
         matrix = matrix.bfloat16().float()
-    if weight.precision == "int8":
-        values, scale = quantise_rows(inputs, weight.smooth, impl="reference")
+    if weight.precision in ("int8", "fp8"):
+        dtype = torch.int8 if weight.precision == "int8" else torch.float8_e4m3fn
+        values, scale = quantise_rows(inputs, weight.smooth, dtype, impl="reference")
         inputs = values.float() * scale[..., None]
         if weight.smooth is not None:
             inputs = inputs / weight.smooth

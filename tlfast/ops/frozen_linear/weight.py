@@ -9,21 +9,39 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .formats import GROUP, NF4_ZERO, int8_of, nf4_of, nf4_value
-from .panels import PANEL, from_panels, padded, panels_shape, to_panels
+from .formats import GROUP, fp8_of, int8_of, nf4_bytes, nf4_codes, nf4_of, nf4_value
+from .layout import (
+    LAYOUTS,
+    PANELS,
+    ROWS,
+    TURN,
+    group_rows_of,
+    in_turns,
+    lay_out,
+    lay_out_groups,
+    layout_for,
+    out_of_turns,
+    rows_of,
+    stored_shape,
+)
+from .panels import PANEL, padded, panels_shape
 
-PRECISIONS = ("fp32", "bf16", "int8", "int8_weight_only", "nf4")
+PRECISIONS = ("fp32", "bf16", "int8", "int8_weight_only", "nf4", "fp8")
+_IN_ROWS = ("fp32", "fp8")  # alone
 
 
 @dataclass(frozen=True)
 class FrozenWeight:
-    """W (N outputs, K inputs) and bias (N,) in one of `PRECISIONS`, in the order in which kernels read them.
+    """W (N outputs, K inputs) and bias (N,) in one of `PRECISIONS`, in the order in which its device's kernels read it.
 
-    values: "fp32": W itself, row-major. Others in panels (panels.py): "bf16", "int8" and "int8_weight_only" alike, and
-        codes of "nf4", two a byte.
-    scale: float32, an output's (int8 and nf4). group_scale: uint8 in 255ths of it, (panels, groups of 64, 32) ("nf4").
+    values: "fp32": W itself, row-major. Others on the CPU in panels (panels.py): "bf16", "int8" and "int8_weight_only"
+        alike, and codes of "nf4", two a byte. On a CUDA GPU, and "fp8" everywhere, in rows: (N, K), N filled up to
+        whole panels of 32 and K to whole steps of a panel, which hold the same numbers.
+    scale: float32, an output's (int8, fp8 and nf4). group_scale: uint8 in 255ths of it ("nf4"), (panels, groups of 64,
+        32) in panels and (N, groups) in rows.
     smooth: (K,) that multiplies the inputs of "int8" before they are quantised, and divides W; None: ones.
-    bias: float32 in whole panels of 32, or None. gated: outputs are gates and what they gate, in turns of 16.
+    bias: float32 in whole panels of 32, or None. gated: outputs are gates and what they gate, in turns of 16 in panels
+        and of 1 in rows.
     """
 
     precision: str
@@ -44,7 +62,7 @@ class FrozenWeight:
         precision: str = "fp32",
         smooth: torch.Tensor | None = None,
     ) -> FrozenWeight:
-        """Store a float32 matrix (N, K); "fp32" shares its memory where it is row-major.
+        """Store a float32 matrix (N, K), laid out for its device; "fp32" shares its memory where it is row-major.
 
         Raises ValueError for another precision, numbers that are not finite, and smooth with a precision but "int8".
         """
@@ -59,21 +77,24 @@ class FrozenWeight:
                 "weight or bias holds NaN or infinity: it cannot be stored; look where the model comes from"
             )
         outputs, inputs = weight.shape
-        kept: dict[str, Any] = {}
+        bias = None if bias is None else _whole_panels(bias)
         weight = weight.detach()
         if precision == "fp32":
-            kept["values"] = weight if weight.stride(1) == 1 else weight.contiguous()
-        elif precision == "bf16":
-            kept["values"] = to_panels(weight.bfloat16(), 2)
-        elif precision in ("int8", "int8_weight_only"):
-            values, scale = int8_of(weight if smooth is None else weight / smooth)
-            kept |= {"values": to_panels(values, 4), "scale": _whole_panels(scale), "smooth": smooth}
+            values = weight if weight.stride(1) == 1 else weight.contiguous()
+            return cls(precision, outputs, inputs, values, bias=bias)
+        layout, scale, group_scale = layout_for(weight.device, precision), None, None
+        if precision == "bf16":
+            values = weight.bfloat16()
+        elif precision == "fp8":
+            values, scale = fp8_of(weight)
+        elif precision == "nf4":
+            codes, groups, scale = nf4_of(weight)
+            values, group_scale = nf4_bytes(codes), lay_out_groups(groups, layout)
         else:
-            codes, group_scale, scale = nf4_of(weight)
-            pairs = to_panels(codes, 2, NF4_ZERO)
-            kept["values"] = pairs[..., 0] | pairs[..., 1] << 4
-            kept |= {"group_scale": _group_panels(group_scale), "scale": _whole_panels(scale)}
-        return cls(precision, outputs, inputs, bias=None if bias is None else _whole_panels(bias), **kept)
+            values, scale = int8_of(weight if smooth is None else weight / smooth)
+        scale = None if scale is None else _whole_panels(scale)
+        values = lay_out(values, precision, layout)
+        return cls(precision, outputs, inputs, values, scale, group_scale, smooth, bias)
 
     @classmethod
     def of_gated(
@@ -90,8 +111,9 @@ class FrozenWeight:
         """
         if precision == "fp32":
             raise ValueError('precision must not be "fp32" for a gated weight: store gate and up as two weights')
-        bias = None if biases is None else _in_turns(*biases)
-        both = cls.of(_in_turns(gate, up), bias, precision, smooth)
+        turn = TURN[layout_for(gate.device, precision)]
+        bias = None if biases is None else in_turns(*biases, turn)
+        both = cls.of(in_turns(gate, up, turn), bias, precision, smooth)
         return replace(both, gated=True, outputs=2 * gate.shape[0])
 
     @classmethod
@@ -145,7 +167,8 @@ class FrozenWeight:
 
     def _panels(self, first: int, count: int, outputs: int) -> FrozenWeight:
         """A view of the outputs from `first`, a whole panel's, on."""
-        panels, rows = slice(first // PANEL, (first + count) // PANEL), slice(first, first + count)
+        rows = slice(first, first + count)
+        panels = rows if self.layout == ROWS else slice(first // PANEL, (first + count) // PANEL)
         group_scale = None if self.group_scale is None else self.group_scale[panels]
         scale = None if self.scale is None else self.scale[rows]
         bias = None if self.bias is None else self.bias[rows]
@@ -156,6 +179,36 @@ class FrozenWeight:
     def width(self) -> int:
         """Outputs of the layer: half the weight's where it is gated."""
         return self.outputs // 2 if self.gated else self.outputs
+
+    @property
+    def layout(self) -> str:
+        """Rows or panels: layout.py."""
+        return ROWS if self.values.dim() == 2 else PANELS
+
+    def in_layout(self, layout: str) -> FrozenWeight:
+        """The same weight in the layout that another device reads; itself where it lies so. No number changes.
+
+        Raises ValueError for an unknown layout, and for panels of "fp8", which no CPU kernel reads.
+        """
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {LAYOUTS}, not {layout!r}")
+        if layout == self.layout or self.precision == "fp32":
+            return self
+        if self.precision in _IN_ROWS:
+            raise ValueError(f"layout must be {ROWS!r} with precision={self.precision!r}, not {layout!r}")
+
+        def turned(rows: torch.Tensor | None) -> torch.Tensor | None:
+            if rows is None or not self.gated:
+                return rows
+            return in_turns(*out_of_turns(rows, len(rows) // 2, TURN[self.layout]), TURN[layout])
+
+        values, groups = turned(rows_of(self.values, self.precision)), None
+        assert values is not None
+        if self.group_scale is not None:
+            groups = turned(group_rows_of(self.group_scale))
+            groups = None if groups is None else lay_out_groups(groups, layout)
+        values = lay_out(values, self.precision, layout)
+        return replace(self, values=values, scale=turned(self.scale), group_scale=groups, bias=turned(self.bias))
 
     @property
     def device(self) -> torch.device:
@@ -176,32 +229,33 @@ class FrozenWeight:
         weight = self._stored()
         if self.smooth is not None:
             weight = weight * self.smooth
-        return torch.cat(_out_of_turns(weight, self.width)) if self.gated else weight
+        return torch.cat(out_of_turns(weight, self.width, TURN[self.layout])) if self.gated else weight
 
     def bias_value(self) -> torch.Tensor | None:
         """The bias (N,), of a gated weight that of the gates first."""
         if self.bias is None:
             return None
-        return torch.cat(_out_of_turns(self.bias, self.width)) if self.gated else self.bias[: self.outputs]
+        if not self.gated:
+            return self.bias[: self.outputs]
+        return torch.cat(out_of_turns(self.bias, self.width, TURN[self.layout]))
 
     def _stored(self) -> torch.Tensor:
-        rows = padded(self.outputs) if self.gated else self.outputs
         if self.precision == "fp32":
             return self.values
+        rows = padded(self.outputs) if self.gated else self.outputs
+        values = rows_of(self.values, self.precision)[:rows]
         if self.precision == "bf16":
-            return from_panels(self.values, rows, self.inputs).float()
+            return values[:, : self.inputs].float()
         assert self.scale is not None
         scale = self.scale[:rows]
-        if self.precision in ("int8", "int8_weight_only"):
-            return from_panels(self.values, rows, self.inputs).float() * scale[:, None]
+        if self.precision != "nf4":
+            return values[:, : self.inputs].float() * scale[:, None]
         assert self.group_scale is not None
-        codes = from_panels(torch.stack((self.values & 15, self.values >> 4), dim=-1), rows, self.inputs)
-        group_scale = self.group_scale.transpose(1, 2).flatten(0, 1)[:rows]
-        return nf4_value(codes, group_scale, scale)
+        return nf4_value(nf4_codes(values)[:, : self.inputs], group_rows_of(self.group_scale)[:rows], scale)
 
 
 def stored_layout(precision: str, outputs: int, inputs: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """Dtype and shape of each tensor of a FrozenWeight by name; "smooth" and "bias" may also be None.
+    """Dtype and shape on the CPU of each tensor of a FrozenWeight by name; "smooth" and "bias" may also be None.
 
     Raises ValueError for another precision than `PRECISIONS`.
     """
@@ -214,6 +268,8 @@ def stored_layout(precision: str, outputs: int, inputs: int) -> dict[str, tuple[
     if precision == "bf16":
         return layout | {"values": (torch.bfloat16, panels_shape(outputs, inputs, 2))}
     layout["scale"] = torch.float32, (rows,)
+    if precision == "fp8":
+        return layout | {"values": (torch.float8_e4m3fn, stored_shape(precision, outputs, inputs))}
     if precision == "nf4":
         layout["group_scale"] = torch.uint8, (rows // PANEL, -(-inputs // GROUP), PANEL)
         return layout | {"values": (torch.uint8, panels_shape(outputs, inputs, 2)[:-1])}
@@ -225,24 +281,6 @@ def stored_layout(precision: str, outputs: int, inputs: int) -> dict[str, tuple[
 def _whole_panels(vector: torch.Tensor) -> torch.Tensor:
     """(N,) in float32, with zeros to whole panels."""
     return F.pad(vector.detach().float(), (0, -len(vector) % PANEL)).contiguous()
-
-
-def _group_panels(group_scale: torch.Tensor) -> torch.Tensor:
-    """(N, K/64) to (panels, K/64, 32)."""
-    rows = F.pad(group_scale, (0, 0, 0, -len(group_scale) % PANEL))
-    return rows.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
-
-
-def _in_turns(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """Rows of both, 16 of one and then 16 of the other; each filled up to whole turns with zeros."""
-    half = PANEL // 2
-    sides = [F.pad(x.detach(), (*(0, 0) * (x.dim() - 1), 0, -len(x) % half)) for x in (gate, up)]
-    return torch.stack([side.unflatten(0, (-1, half)) for side in sides], dim=1).flatten(0, 2)
-
-
-def _out_of_turns(rows: torch.Tensor, width: int) -> list[torch.Tensor]:
-    turns = rows.unflatten(0, (-1, 2, PANEL // 2))
-    return [turns[:, side].flatten(0, 1)[:width] for side in (0, 1)]
 
 
 assert GROUP % PANEL == 0  # a group is whole steps of the kernels
