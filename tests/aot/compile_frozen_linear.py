@@ -50,7 +50,7 @@ def main(capability: int) -> None:
         *((source, "gelu") for y in (half, whole) for source in quantised(capability, "gelu", y)),
         *((source, "none") for source in quantised(capability, "none", half)),
         *((source, "gelu_tanh") for source in unpacked(half, half, True)),
-        *((source, "gelu_tanh") for source in quantised(capability, "gelu_tanh", half, True)),
+        *((source, act) for act in ("gelu_tanh", "silu") for source in quantised(capability, act, half, True)),
         *((source, "gelu") for gated in (False, True) for source in activations(gated)),
     ]
     for (kernel, pointers, config, names), activation in cases:

@@ -20,6 +20,7 @@ from tests.aot.compiling import LAUNCH_OPTIONS, POINTER, compile_kernel, resourc
 from tlfast.ops._quantised import LARGEST
 from tlfast.ops.frozen_linear import triton_activate, triton_quantised, triton_tiles, triton_unpacked
 from tlfast.ops.norm_tap import triton as norm_tap
+from tlfast.ops.packed_attention import triton_rotate
 from tlfast.ops.quantise_rows import triton as quantise_rows
 
 CAPABILITY = 90
@@ -189,6 +190,24 @@ def quantised_rows(dtype: torch.dtype, model: Model) -> Iterator[Launch]:
         )
 
 
+def rotations(model: Model) -> Iterator[Launch]:
+    """Of the queries of a model that rotates them."""
+    if not model.gated:
+        return
+    heads, half = model.width // 128, 64
+    config = triton_rotate.config(heads, half)
+    yield Launch(
+        triton_rotate.rotate_fwd_kernel,
+        f"{model.tokens} x {heads} x {2 * half}",
+        {"x_ptr": "*bf16", "y_ptr": "*bf16", "cosines_ptr": "*fp32", "sines_ptr": "*fp32"},
+        config,
+        model.tokens * triton.cdiv(heads, config["BLOCK_H"]),
+        4 * model.tokens * model.width + 16 * model.tokens * half,
+        6 * model.tokens * model.width,
+        "none",
+    )
+
+
 # every kernel of the frozen forward; a new one adds what it launches for a model
 LAUNCHES: tuple[Callable[[Model], Iterator[Launch]], ...] = (
     functools.partial(norms, None),
@@ -201,6 +220,7 @@ LAUNCHES: tuple[Callable[[Model], Iterator[Launch]], ...] = (
     nf4_linears,
     int8_weight_linears,
     activations,
+    rotations,
 )
 
 

@@ -48,7 +48,7 @@ def test_equal_to_the_operations_one_by_one(family, precision):
     stack, backbone = stack_of(family, precision)
     x, sequences = sequences_of(backbone, [7, 3, 12, 1, 0, 9, 16, 5, 11, 8, 2, 14] * 3)
     count = len(stack.blocks)
-    assert why_not(x, stack.table, sequences.cu_seqlens) is None
+    assert why_not(x, stack.table, sequences.offsets.host) is None
     for taps in (tuple(range(count)), (0,), (count - 1,), (), (count - 1, 0, 0)):
         taken, last = stack.run(x, sequences, taps)
         expected, expected_last = stack.run_one_by_one(x, sequences, taps)
@@ -79,7 +79,7 @@ def test_what_stays_one_by_one():
         assert stack_of(family)[0].table is None
     stack, backbone = stack_of("bert")
     x, sequences = sequences_of(backbone, [40, 2, 2])
-    table, offsets = stack.table, sequences.cu_seqlens
+    table, offsets = stack.table, sequences.offsets.host
     assert why_not(x, table, offsets) is None
     assert "float32" in why_not(x.float(), table, offsets)
     assert "must rise from 0 to the 44 tokens" in why_not(x, table, offsets.flip(0))
@@ -150,7 +150,7 @@ def test_weights_that_do_not_fit_are_refused():
 def test_inputs_that_do_not_fit_are_refused():
     stack, backbone = stack_of("t5-encoder")
     x, sequences = sequences_of(backbone, [5] * 16)
-    table, offsets, bias = stack.table, sequences.cu_seqlens, sequences.bias
+    table, offsets, bias = stack.table, sequences.offsets.host, sequences.bias
     with pytest.raises(ValueError, match=r"taps: 99 is not a block; there are blocks 0 to"):
         packed_blocks(x, table, offsets, (99,), bias)
     with pytest.raises(ValueError, match=r"bias must be float32 \(.*, S, S\) with S of at least 5"):

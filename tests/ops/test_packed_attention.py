@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from tlfast import _native, ops
 from tlfast.ops import _dispatch, packed_attention
+from tlfast.ops.packed_attention import varlen
 
 from ..budget import assert_within_budget
+from .interpreter import interpreted
 
 pytestmark = [pytest.mark.usefixtures("poisoned", "two_threads")]
 needs_native = pytest.mark.skipif(_native.why_not() is not None, reason=str(_native.why_not()))
@@ -254,8 +256,8 @@ def test_opcheck(impl):
     (q, k, v, starts), options = make((9, 4), bias=True, rotation=True)
     q, k, v, bias, cosines, sines = (x.float() for x in (q, k, v, options["bias"], *options["rotation"]))
     for arguments in (
-        (q, k, v, starts, starts, 0.3, True, 5, bias, cosines, sines, impl),
-        (q, k, v, starts, starts, 0.3, False, None, None, None, None, impl),
+        (q, k, v, starts, starts, 0.3, True, 5, bias, cosines, sines, None, None, impl),
+        (q, k, v, starts, starts, 0.3, False, None, None, None, None, starts, starts, impl),
     ):
         torch.library.opcheck(torch.ops.tlfast.packed_attention.default, arguments)
 
@@ -286,15 +288,120 @@ def test_choice(monkeypatch):
     expected = {
         "reference": "available",
         "native": _dispatch.MISSING.get("native", "available"),
+        "varlen": "available" if torch.cuda.is_available() else "no CUDA device",
         "buckets": "available",
     }
     assert ops.implementations("packed_attention") == expected
     names = tuple(expected)
     monkeypatch.setattr(_dispatch, "MISSING", {})
-    for device, first in (("cpu", "native"), ("cuda", "buckets"), ("mps", "buckets")):
+    for device, first in (("cpu", "native"), ("cuda", "varlen"), ("mps", "buckets")):
         assert _dispatch.choose("packed_attention", "auto", names, device, lambda name: None) == first
     monkeypatch.setattr(_dispatch, "MISSING", {"native": "broken"})
     assert _dispatch.choose("packed_attention", "auto", names, "cpu", lambda name: None) == "buckets"
+
+
+def flash(q, k, v, starts, starts_k, longest, longest_k, dropout, causal, _debug, *, scale, **windows):
+    """PyTorch's flash attention as FlashAttention-2 defines it: causal and windows are aligned at the last key."""
+    assert dropout == 0.0 and starts.device == q.device and starts_k.device == q.device
+    assert longest == int(starts.diff().max()) and longest_k == int(starts_k.diff().max())
+    left, right = windows.get("window_size_left", -1), windows.get("window_size_right", -1)
+    right = 0 if causal else right
+    out = torch.zeros_like(q)
+    for (first, end), (first_k, end_k) in zip(pairwise(starts.tolist()), pairwise(starts_k.tolist()), strict=True):
+        queries, keys = end - first, end_k - first_k
+        distance = torch.arange(keys) - torch.arange(queries)[:, None] - (keys - queries)
+        seen = (distance >= -left) | (left < 0)
+        seen &= (distance <= right) | (right < 0)
+        one, many, values = (
+            x[a:b].transpose(0, 1) for x, a, b in ((q, first, end), (k, first_k, end_k), (v, first_k, end_k))
+        )
+        many, values = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=0) for x in (many, values))
+        attended = F.scaled_dot_product_attention(one, many, values, attn_mask=seen, scale=scale)
+        out[first:end] = torch.where(seen.any(-1)[:, None], attended, 0).transpose(0, 1)
+    return out, None, None, None, None
+
+
+FLASH = ("plain", "causal", "window", "narrow", "causal-window", "grouped", "scale", "cross", "cross-causal")
+SHORT = (1, 9, 0, 5, 12, 9, 33)
+
+
+@interpreted
+@pytest.mark.parametrize("placed", [True, False])
+@pytest.mark.parametrize("variant", FLASH)
+def test_varlen_asks_for_what_it_means(variant, placed, monkeypatch):
+    """What PyTorch's operator, which needs a GPU, is asked for: its definition stands in its place, in float32."""
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash)
+    monkeypatch.setattr(varlen, "_DTYPES", (torch.float32,))
+    monkeypatch.setattr(_dispatch, "_OF_CUDA", ())
+    (q, k, v, starts), options = make(SHORT, head_dim=8, **VARIANTS[variant])
+    if placed:
+        options["on_device"] = starts.clone(), options.get("cu_seqlens_k", starts).clone()
+    check(((q, k, v, starts), options), torch.float32, "varlen")
+
+
+def test_varlen_refuses_what_it_cannot_take():
+    def refusal(head_dim=64, dtype=torch.bfloat16, window=None, bias=None, crosses=False):
+        return varlen.refuses(torch.zeros(3, 2, head_dim, dtype=dtype), window, bias, crosses, False)
+
+    assert refusal() is None and refusal(window=3) is None and refusal(crosses=True) is None
+    assert "bfloat16 and float16, not torch.float32; use impl='buckets'" in refusal(dtype=torch.float32)
+    assert "channels, not 20; use impl='buckets'" in refusal(20)
+    assert "channels, not 264; use impl='buckets'" in refusal(264)
+    assert "no bias" in refusal(bias=zeros(2, 3, 3))
+    assert "count from the last key" in refusal(window=3, crosses=True)
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match=r"varlen.*needs cuda tensors"):
+            ours(make((5, 3), head_dim=8), torch.bfloat16, "varlen")
+
+
+@interpreted
+@pytest.mark.parametrize("heads, head_dim", [(1, 2), (3, 24), (5, 64), (33, 128)])
+def test_rotation_in_one_pass(heads, head_dim):
+    from tlfast.ops.packed_attention.triton_rotate import rotate as rotated
+
+    (q, k, _, _), options = make((7, 4), heads, 1, head_dim, rotation=True)
+    rotation = [part.float() for part in options["rotation"]]
+    x = torch.cat((q, k), 1).float()[:, :heads]
+    assert not x.is_contiguous()
+    exact = rotate(x.double(), [part.double() for part in rotation])
+    assert_within_budget("rotation", rotated(x, *rotation), rotate(x, rotation), exact)
+    assert rotated(x[:0], *(part[:0] for part in rotation)).shape == (0, heads, head_dim)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("head_dim", [24, 64, 128])
+@pytest.mark.parametrize("impl", ["varlen", "buckets"])
+@pytest.mark.parametrize("variant", FLASH)
+def test_on_a_gpu(variant, impl, head_dim, dtype):
+    case = rounded(make(LENGTHS, head_dim=head_dim, **VARIANTS[variant]), dtype)
+    exact, plain = pytorch(case, torch.float64), pytorch(case, dtype)
+    (q, k, v, starts), options = case
+    moved = {name: to_gpu(value) for name, value in options.items()}
+    found = ours(((q.cuda(), k.cuda(), v.cuda(), starts), moved), dtype, impl)
+    # flash attention also rounds its probabilities, of at most 1, to the dtype
+    rounding = torch.finfo(dtype).eps * v.abs().max()
+    assert_within_budget(f"{impl} {dtype}", found.cpu(), plain, exact, rounding)
+
+
+@pytest.mark.gpu
+def test_nothing_waits_for_the_gpu():
+    (q, k, v, starts), options = make((40, 7, 70), head_dim=64, rotation=True, causal=True)
+    moved = {name: to_gpu(value) for name, value in options.items()}
+    case = (q.cuda(), k.cuda(), v.cuda(), starts), moved | {"on_device": (starts.cuda(), starts.cuda())}
+    expected = ours(case, torch.bfloat16, "varlen")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = ours(case, torch.bfloat16, "varlen")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found, expected)
+
+
+def to_gpu(value):
+    if isinstance(value, tuple):
+        return tuple(map(to_gpu, value))
+    return value.cuda() if isinstance(value, torch.Tensor) else value
 
 
 def test_float64_is_refused_by_native_and_auto_finds_another():

@@ -288,7 +288,7 @@ class FrozenBackbone(nn.Module):
         fast = None if cache is not None or is_empty(inputs) or _meets_blocks(stack, inputs) else self._fast(stack)
         if fast is not None:
             mask = check_mask(inputs.get("attention_mask"), token_shape(inputs), 0, "")
-            if contiguous(mask) or not stack.measures_distance:
+            if not stack.measures_distance or contiguous(mask):
                 return self._run_packed(fast, stack, module, inputs, mask, packed)
         return finish(*self._run(stack, module, inputs, cache), packed)
 
@@ -310,7 +310,7 @@ class FrozenBackbone(nn.Module):
             x = batch.pack(embedding.to(fast.dtype))
             taps, last = fast.run(x, batch.sequences, stack.taps)
             if packed:
-                return BackboneOutput(x, tuple(taps), last, batch.sequences.cu_seqlens)
+                return BackboneOutput(x, tuple(taps), last, batch.sequences.offsets.placed)
             return BackboneOutput(batch.unpack(x), tuple(map(batch.unpack, taps)), batch.unpack(last))
 
     def _fast(self, stack: Stack) -> PackedStack | None:

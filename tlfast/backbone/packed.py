@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..ops.frozen_linear import frozen_linear
+from ..ops.frozen_linear.layout import PANELS
 from ..ops.packed_attention import packed_attention
 from ..ops.packed_blocks import Form, SharedWeight, Table, packed_blocks
 from ..ops.packed_blocks import why_not as why_not_at_once
@@ -24,8 +25,24 @@ from .packed_block import CrossAttention, Norm, PackedBlock, Weight, packed_bloc
 from .parts import submodule
 from .stack import Stack
 
+TOKENS = torch.bfloat16  # of prepared weights
 _MASK_SETS_POSITIONS = ("opt",)
 _NORM_IS_THE_POOLERS = ("clip_vision_model",)  # the last hidden state is that of the last block
+
+
+@dataclass(frozen=True)
+class Offsets:
+    """Where packed sequences begin, int32 (B + 1,): on the host, where their lengths are known without waiting for a
+    GPU, and on the device of their tokens."""
+
+    host: torch.Tensor
+    placed: torch.Tensor
+
+    @classmethod
+    def of(cls, counts: torch.Tensor, device: torch.device) -> Offsets:
+        """counts: the lengths (B,), on any device; one that is not the host is waited for."""
+        host = F.pad(counts.cpu().cumsum(0), (1, 0)).to(torch.int32)
+        return cls(host, host.to(device))
 
 
 @dataclass(frozen=True)
@@ -33,14 +50,14 @@ class Memory:
     """What a decoder attends to: an encoder's last hidden state, packed (tokens, D), and where its sequences begin."""
 
     x: torch.Tensor
-    cu_seqlens: torch.Tensor
+    offsets: Offsets
 
 
 @dataclass(frozen=True)
 class Sequences:
     """Which tokens are packed, and what their attention needs: see ops.packed_attention."""
 
-    cu_seqlens: torch.Tensor
+    offsets: Offsets
     bias: torch.Tensor | None = None
     rotation: tuple[torch.Tensor, torch.Tensor] | None = None
     memory: Memory | None = None
@@ -59,22 +76,23 @@ class PackedStack:
         self.final_norm = None if norm is None else Norm.of(norm, stack.spec.norm == "rms")
         self.activation = ACTIVATIONS[stack.spec.activation]
         self.table = self._at_once()
-        self.dtype = torch.bfloat16 if self.table is None else self.table.dtype
+        self.dtype = TOKENS if self.table is None else self.table.dtype
 
     def run(
         self, x: torch.Tensor, sequences: Sequences, taps: tuple[int, ...]
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """x (T, D), what the first block reads -> the tapped blocks' outputs and the last hidden state."""
-        if self.table is not None and why_not_at_once(x, self.table, sequences.cu_seqlens) is None:
-            places = sequences.cu_seqlens, taps, sequences.bias, sequences.rotation
+        if self.table is not None and why_not_at_once(x, self.table, sequences.offsets.host) is None:
+            places = sequences.offsets.host, taps, sequences.bias, sequences.rotation
             return packed_blocks(x, self.table, *places)
         return self.run_one_by_one(x, sequences, taps)
 
     def _at_once(self) -> Table | None:
         """The blocks as ops.packed_blocks takes them; None where they have more to them than it runs."""
         blocks = [block.at_once() for block in self.blocks]
-        on_cpu = all(block.qkv.device.type == "cpu" for block in self.blocks)
-        if not blocks or None in blocks or not on_cpu or self.spec.placement not in ("post", "pre"):
+        if not blocks or None in blocks or not all(_on_cpu(block.qkv) for block in self.blocks):
+            return None
+        if self.spec.placement not in ("post", "pre"):
             return None
         if self.spec.placement == "post" and self.final_norm is not None:
             return None
@@ -132,7 +150,7 @@ class PackedStack:
         return x, x
 
     def _attend(self, block: PackedBlock, x: torch.Tensor, sequences: Sequences) -> torch.Tensor:
-        spec = self.spec
+        spec, offsets = self.spec, sequences.offsets
         q, k, v = _linear(x, block.qkv).split(block.widths, dim=-1)
         q, k, v = self._heads(q, spec.heads), self._heads(k, spec.kv_heads), self._heads(v, spec.kv_heads)
         if block.query_norm is not None:
@@ -143,12 +161,13 @@ class PackedStack:
             q,
             k,
             v,
-            sequences.cu_seqlens,
+            offsets.host,
             scale=spec.scale,
             causal=spec.causal,
             window=block.window,
             bias=sequences.bias,
             rotation=sequences.rotation,
+            on_device=(offsets.placed, offsets.placed),
         )
         change = _linear(attended.flatten(1), block.output)
         return change if block.attention_output_norm is None else block.attention_output_norm(change)[1]
@@ -161,9 +180,10 @@ class PackedStack:
             self._heads(_linear(x, layer.query), spec.heads),
             self._heads(k, spec.heads),
             self._heads(v, spec.heads),
-            sequences.cu_seqlens,
-            memory.cu_seqlens,
+            sequences.offsets.host,
+            memory.offsets.host,
             scale=spec.scale,
+            on_device=(sequences.offsets.placed, memory.offsets.placed),
         )
         return _linear(attended.flatten(1), layer.output)
 
@@ -178,6 +198,11 @@ class PackedStack:
 
 def _linear(x: torch.Tensor, weight: Weight, activation: str = "none") -> torch.Tensor:
     return weight.linear(x, activation) if isinstance(weight, SharedWeight) else frozen_linear(x, weight, activation)
+
+
+def _on_cpu(weight: Weight) -> bool:
+    """Whether the CPU's kernels read a weight where and as it lies."""
+    return weight.device.type == "cpu" and (isinstance(weight, SharedWeight) or weight.layout == PANELS)
 
 
 @dataclass(frozen=True)
@@ -196,7 +221,7 @@ class Batch:
         """block_inputs: what the first block was given beside the hidden states."""
         examples, length = shape
         device = first_weight(stack).device
-        cu_seqlens, kept = _offsets(examples, length, mask, device)
+        offsets, kept = _offsets(examples, length, mask, device)
         rotation = bias = None
         if stack.spec.positions == "rotary":
             tables = (
@@ -208,7 +233,7 @@ class Batch:
             attention = submodule(stack.blocks[0], "layer.0.SelfAttention")
             bias = attention.compute_bias(length, length, device=device)[0].float().contiguous()
         memory = _memory(block_inputs) if stack.spec.cross else None
-        return cls((examples, length), kept, Sequences(cu_seqlens, bias, rotation, memory))
+        return cls((examples, length), kept, Sequences(offsets, bias, rotation, memory))
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         """(B, S, D) to (tokens, D)."""
@@ -230,16 +255,15 @@ def first_weight(stack: Stack) -> torch.Tensor:
 
 def _offsets(
     examples: int, length: int, mask: torch.Tensor | None, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> tuple[Offsets, torch.Tensor | None]:
     """Where the sequences of a (B, S) mask begin once they are packed, and the places of their tokens in (B S).
 
     The places are None where every position is a token, as without a mask.
     """
-    counts = torch.full((examples,), length, device=device) if mask is None else mask.sum(1)
-    cu_seqlens = F.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
-    if mask is None or int(cu_seqlens[-1]) == mask.numel():
-        return cu_seqlens, None
-    return cu_seqlens, mask.flatten().nonzero().squeeze(1)
+    offsets = Offsets.of(torch.full((examples,), length) if mask is None else mask.sum(1), device)
+    if mask is None or int(offsets.host[-1]) == mask.numel():
+        return offsets, None
+    return offsets, mask.flatten().nonzero().squeeze(1)
 
 
 def _pack(x: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
@@ -250,8 +274,8 @@ def _pack(x: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
 def _memory(block_inputs: dict[str, Any]) -> Memory:
     x, mask = block_inputs["encoder_hidden_states"], block_inputs["encoder_attention_mask"]
     examples, length, _ = x.shape
-    cu_seqlens, kept = _offsets(examples, length, None if mask is None else mask.bool(), x.device)
-    return Memory(_pack(x.to(torch.bfloat16), kept), cu_seqlens)
+    offsets, kept = _offsets(examples, length, None if mask is None else mask.bool(), x.device)
+    return Memory(_pack(x.to(TOKENS), kept), offsets)
 
 
 class _Reached(Exception):

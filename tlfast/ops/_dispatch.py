@@ -16,7 +16,8 @@ from .. import _native
 # What "auto" tries, in this order, for inputs on a device of that type; on any other device only plain PyTorch runs:
 # "recompute", the leaner one for the backward pass, and "buckets", PyTorch's own kernels, before "reference".
 _PLAIN = ("recompute", "buckets", "reference")
-ORDER = {"cpu": ("native", *_PLAIN), "cuda": ("triton", "cuda", "sdpa", *_PLAIN)}
+ORDER = {"cpu": ("native", *_PLAIN), "cuda": ("triton", "cuda", "sdpa", "varlen", *_PLAIN)}
+_OF_CUDA = ("triton", "cuda", "sdpa", "varlen")
 
 _PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)  # no subclass, which a mode or a tracer would have to see
 
@@ -40,7 +41,7 @@ MISSING = _find_missing()
 
 
 def _wrong_device(impl: str, device_type: str) -> str | None:
-    runs_on = {"native": "cpu", "triton": "cuda", "cuda": "cuda", "sdpa": "cuda"}.get(impl, device_type)
+    runs_on = "cuda" if impl in _OF_CUDA else {"native": "cpu"}.get(impl, device_type)
     if device_type == runs_on or (impl == "triton" and TRITON_INTERPRETED and device_type == "cpu"):
         return None
     return f"it needs {runs_on} tensors and was given {device_type} ones; move the inputs or use impl='auto'"
@@ -86,7 +87,7 @@ def availability(implementations: tuple[str, ...]) -> dict[str, str]:
     found = {}
     for name in implementations:
         reason = MISSING.get(name)
-        if reason is None and name in ("triton", "cuda", "sdpa") and not torch.cuda.is_available():
+        if reason is None and name in _OF_CUDA and not torch.cuda.is_available():
             interpreted = name == "triton" and TRITON_INTERPRETED
             reason = "available (TRITON_INTERPRET=1: on the CPU, slow)" if interpreted else "no CUDA device"
         found[name] = reason or "available"

@@ -71,9 +71,12 @@ def quantised_configs(capability: int, activation: str, y_bytes: int, gated: boo
     """Tile sizes of int8 and fp8 products on a GPU of a capability (90 for 9.0), largest first; no spills."""
     tiles = [(128, 128, 128, 8, 3), (64, 128, 128, 4, 4), (64, 64, 128, 4, 4), (32, 64, 128, 4, 4)]
     tiles += [(16, 64, 256, 4, 4), (16, 32, 256, 4, 4)]
-    # sums that nearly fill the registers leave none for an activation, nor for addresses of wider outputs
-    if capability // 10 == 9 and activation == "none" and y_bytes == 2 and not gated:
+    # sums that nearly fill the registers leave few for an activation, and none for addresses of wider outputs
+    generation, simple = capability // 10, activation == ("silu" if gated else "none")
+    if generation == 9 and simple and y_bytes == 2:
         tiles.insert(0, (256, 128, 128, 8, 3))
+    if generation >= 10 and gated and not simple:
+        tiles[0] = (128, 64, 128, 8, 4)
     return configurations("BLOCK_K", tiles)
 
 

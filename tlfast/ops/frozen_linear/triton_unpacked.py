@@ -77,7 +77,8 @@ def int8_weight_linear_fwd_kernel(
 
 
 def nf4_configs(x_bytes: int, y_bytes: int) -> list[dict[str, int]]:
-    """Tile sizes of nf4 products for bytes an element, largest first; GROUPS of 64 are unpacked at a time. No spills."""
+    """Tile sizes of nf4 products for bytes an element, largest first, without spills; GROUPS of 64 are unpacked at a
+    time."""
     if x_bytes == 4:
         return configurations("GROUPS", [(32, 32, 1, 4, 2), (16, 32, 1, 4, 3)])
     tiles = [(128, 64, 1, 4, 3), (64, 64, 1, 4, 4), (32, 64, 2, 4, 4), (16, 64, 2, 4, 4), (16, 32, 4, 4, 4)]

@@ -8,9 +8,9 @@ from operator import sub
 import torch
 
 from .. import _dispatch
-from . import buckets, native, reference
+from . import buckets, native, reference, varlen
 
-IMPLEMENTATIONS = ("reference", "native", "buckets")
+IMPLEMENTATIONS = ("reference", "native", "varlen", "buckets")
 
 _RUN = {
     "reference": reference.packed_attention,
@@ -32,6 +32,7 @@ def packed_attention(
     window: int | None = None,
     bias: torch.Tensor | None = None,
     rotation: tuple[torch.Tensor, torch.Tensor] | None = None,
+    on_device: tuple[torch.Tensor, torch.Tensor] | None = None,
     impl: str = "auto",
 ) -> torch.Tensor:
     """softmax(scale * q k^T + bias) v for each head and each sequence by itself; no graph is built.
@@ -48,7 +49,10 @@ def packed_attention(
         bias: fp32 (H, S, Sk), added to the scores of every sequence; S and Sk reach at least the longest sequence.
         rotation: cosines and sines, fp32 (T, hd) each, for the tokens of q and of k alike: rotates each first half of q
             and k against its second (Llama's convention), in fp32. hd is even.
-        impl: "auto", "reference" (plain formula, a map a sequence), "native" (C++) or "buckets" (PyTorch's
+        on_device: cu_seqlens and cu_seqlens_k (or cu_seqlens again) on q's device, of a caller who has them there and
+            on the host too: with cu_seqlens on the host and these, nothing is copied and nothing waits for a GPU.
+        impl: "auto", "reference" (plain formula, a map a sequence), "native" (C++), "varlen" (GPU: PyTorch's flash
+            attention, one call for all sequences; bfloat16 and float16, no bias) or "buckets" (PyTorch's
             scaled_dot_product_attention, one call for all sequences of a length). A named one runs or raises.
 
     Returns:
@@ -58,7 +62,8 @@ def packed_attention(
         sequence where a window, or causal with other keys or a bias, needs one.
 
     Cost, for M = H * sum of queries x keys that are seen: 4 M hd flops and M exponentials; at least the bytes of q, k,
-    v and the result, each once. "native" works on tiles of 32 queries x 256 keys.
+    v and the result, each once. "native" works on tiles of 32 queries x 256 keys. "varlen" rotates in a pass of its
+    own, which reads and writes q and k. It has not yet run on a GPU.
 
     Raises:
         ValueError: shapes, dtypes, devices or offsets that do not fit; inputs that need a gradient; unknown impl.
@@ -69,6 +74,8 @@ def packed_attention(
     """
     _check(q, k, v, scale, window, bias)
     _check_offsets(q, k, cu_seqlens, cu_seqlens_k)
+    if on_device is not None:
+        _check_on_device(q, cu_seqlens, on_device)
     if rotation is not None:
         _check_rotation(q, k, cu_seqlens_k, rotation)
     _check_gradients(q, k, v, bias, rotation)
@@ -76,20 +83,23 @@ def packed_attention(
     def refuses(name: str) -> str | None:
         if name == "native" and q.dtype not in _NATIVE_DTYPES:
             return f"it takes float32, bfloat16 and float16, not {q.dtype}; use impl='buckets'"
+        if name == "varlen":
+            return varlen.refuses(q, window, bias, cu_seqlens_k is not None, rotation is not None)
         return None
 
     chosen = _dispatch.choose("packed_attention", impl, IMPLEMENTATIONS, q.device.type, refuses)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     cu_seqlens_k = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
     cosines, sines = (None, None) if rotation is None else rotation
+    placed, placed_k = (None, None) if on_device is None else on_device
     run = _run if _dispatch.runs_eagerly(q, k, v, bias) else torch.ops.tlfast.packed_attention.default
-    return run(q, k, v, cu_seqlens, cu_seqlens_k, scale, causal, window, bias, cosines, sines, chosen)
+    return run(q, k, v, cu_seqlens, cu_seqlens_k, scale, causal, window, bias, cosines, sines, placed, placed_k, chosen)
 
 
 torch.library.define(
     "tlfast::packed_attention",
     "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, Tensor cu_seqlens_k, float scale, bool causal, int? window,"
-    " Tensor? bias, Tensor? cosines, Tensor? sines, str impl) -> Tensor",
+    " Tensor? bias, Tensor? cosines, Tensor? sines, Tensor? placed, Tensor? placed_k, str impl) -> Tensor",
     tags=torch.Tag.pt2_compliant_tag,
 )
 
@@ -106,6 +116,8 @@ def _run(
     bias: torch.Tensor | None,
     cosines: torch.Tensor | None,
     sines: torch.Tensor | None,
+    placed: torch.Tensor | None,
+    placed_k: torch.Tensor | None,
     impl: str,
 ) -> torch.Tensor:
     """What needs the offsets' values, which a tracer does not have."""
@@ -117,7 +129,14 @@ def _run(
         needed = (q.shape[1], longest, longest_k)
         raise ValueError(f"bias must be at least {needed} for the longest sequence, not {tuple(bias.shape)}")
     rotation = None if cosines is None or sines is None else (cosines, sines)
+    if impl == "varlen":
+        starts = _placed(cu_seqlens, placed, q), _placed(cu_seqlens_k, placed_k, q)
+        return varlen.packed_attention(q, k, v, starts, (longest, longest_k), scale, causal, window, rotation)
     return _RUN[impl](q, k, v, cu_seqlens, cu_seqlens_k, scale, causal, window, bias, rotation)
+
+
+def _placed(offsets: torch.Tensor, placed: torch.Tensor | None, q: torch.Tensor) -> torch.Tensor:
+    return offsets.to(q.device, non_blocking=True) if placed is None else placed
 
 
 torch.library.impl("tlfast::packed_attention", "CompositeExplicitAutograd", _run)
@@ -136,6 +155,8 @@ def _fake(
     bias: torch.Tensor | None,
     cosines: torch.Tensor | None,
     sines: torch.Tensor | None,
+    placed: torch.Tensor | None,
+    placed_k: torch.Tensor | None,
     impl: str,
 ) -> torch.Tensor:
     return q.new_empty(q.shape)
@@ -199,6 +220,13 @@ def _check_offsets(
     if cu_seqlens_k is not None and cu_seqlens_k.shape != cu_seqlens.shape:
         expected = tuple(cu_seqlens.shape)
         raise ValueError(f"cu_seqlens_k must be {expected} as cu_seqlens is, not {tuple(cu_seqlens_k.shape)}")
+
+
+def _check_on_device(q: torch.Tensor, cu_seqlens: torch.Tensor, on_device: tuple[torch.Tensor, torch.Tensor]) -> None:
+    for offsets in on_device:
+        if offsets.dtype != torch.int32 or offsets.shape != cu_seqlens.shape or offsets.device != q.device:
+            given = f"{offsets.dtype} of shape {tuple(offsets.shape)} on {offsets.device}"
+            raise ValueError(f"on_device must be two of int32 {tuple(cu_seqlens.shape)} on {q.device}, not {given}")
 
 
 def _check_rotation(
