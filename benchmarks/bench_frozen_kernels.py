@@ -136,6 +136,48 @@ def test_quantised_linear(benchmark: Any, dtype: torch.dtype, name: str) -> None
     _record_linear(benchmark, f"{_name(dtype)} linear", name, TOKENS, {"tlfast": [ours] * CALLS, **peers})
 
 
+def test_rotation(benchmark: Any) -> None:
+    """Of Llama-3-8B's queries, where they lie in the fused projection."""
+    from tlfast.ops.packed_attention.triton_rotate import rotate
+
+    heads, head_dim = WIDTH // 128, 128
+    x = torch.randn(TOKENS, heads + 16, head_dim, device=DEVICE).bfloat16()[:, :heads]
+    angles = torch.randn(TOKENS, head_dim // 2, device=DEVICE).repeat(1, 2)
+    rotation = angles.cos(), angles.sin()
+
+    def formula(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return x * cosines[:, None] + torch.cat((-second, first), dim=-1) * sines[:, None]
+
+    few = [x[:CHECKED_ROWS], *(part[:CHECKED_ROWS] for part in rotation)]
+    exact = formula(*(part.double() for part in few))
+    assert_within_budget("rotation", rotate(x, *rotation)[:CHECKED_ROWS], formula(*few).bfloat16(), exact)
+    moved = 4 * x.numel() + 8 * TOKENS * head_dim
+    what = "rotation of queries"
+    _record_share(benchmark, what, lambda: rotate(x, *rotation), lambda: formula(x, *rotation).bfloat16(), moved)
+
+
+@pytest.mark.parametrize("name", ["qkv", "down"])
+@pytest.mark.parametrize("rows", [*DECODING, TOKENS])
+def test_int8_weight_linear(benchmark: Any, rows: int, name: str) -> None:
+    """What nf4 does with query, key and value, and int8 with the last layer of the feed-forward."""
+    from tlfast.ops.frozen_linear.triton_unpacked import int8_weight_linear
+
+    x = torch.randn(rows, LAYERS[name][1], device=DEVICE).bfloat16()
+    _, _, weight, scale, _ = quantised(1, *LAYERS[name], torch.int8, bias=False, device=DEVICE)
+    copies = [weight.clone() for _ in range(_copies(rows))]
+
+    def ours(weight: torch.Tensor = weight) -> torch.Tensor:
+        return int8_weight_linear(x, weight, scale, None, "none")
+
+    some = torch.arange(0, rows, max(1, rows // CHECKED_ROWS), device=DEVICE)
+    exact = x[some].double() @ weight.double().T * scale.double()
+    plain = F.linear(x[some], (weight.float() * scale[:, None]).bfloat16())
+    assert_within_budget(f"int8 weight {name}", ours()[some], plain, exact)
+    functions = {"tlfast": [functools.partial(ours, copy) for copy in copies]}
+    _record_linear(benchmark, "int8 weight, bf16 linear", name, rows, functions)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("rows", [*DECODING, TOKENS])
 def test_nf4_linear(benchmark: Any, rows: int, name: str) -> None:

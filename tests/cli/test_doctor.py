@@ -16,6 +16,7 @@ from tlfast import _native, ops
 from tlfast.bench import measure
 from tlfast.cli import app
 from tlfast.cli.doctor import report
+from tlfast.ops import _dispatch
 
 CPU_ONLY = {
     "versions": {"python": "3.11", "tlfast": "0.1.0", "torch": "2.6", "triton": None},
@@ -30,6 +31,7 @@ CPU_ONLY = {
             "frozen_linear": {"auto": "reference", "why": "the reason"},
             "packed_attention": {"auto": "buckets", "why": "no native: the reason"},
         },
+        "fp8": {"path": "refused", "why": "it needs a GPU"},
     },
     "ops": {
         "rung": {
@@ -60,10 +62,15 @@ def test_json_is_one_object_with_every_finding():
     assert found["ops"] == ops.describe()
     assert found["ops"]["rung"]["implementations"] == ops.implementations("rung")
     assert found["native"]["loaded"] == (_native.why_not() is None)
-    assert list(found["frozen"]) == ["fp32", "bf16", "int8", "nf4"]
+    assert list(found["frozen"]) == ["fp32", "bf16", "int8", "nf4", "fp8"]
     for precision in ("bf16", "int8", "nf4"):
         taken = found["frozen"][precision]["frozen_linear"]
         assert (taken["auto"] == "native") == (_native.why_not() is None and not torch.cuda.is_available())
+        if torch.cuda.is_available() and "triton" not in _dispatch.MISSING:
+            assert taken["auto"] == "triton"
+    if not torch.cuda.is_available():
+        assert found["frozen"]["fp8"]["path"] == "refused"
+        assert "needs a CUDA GPU of compute capability 9.0 or newer" in found["frozen"]["fp8"]["why"]
         assert found["frozen"][precision]["packed_attention"]["auto"] == found["ops"]["packed_attention"]["auto"]
 
 
@@ -85,6 +92,7 @@ def test_lines_of_a_bare_machine():
         "  fp32  blocks as transformers runs them: fp32 is exact",
         "  int8  blocks over packed tokens where they can: frozen_linear reference (the reason), "
         "packed_attention buckets (no native: the reason)",
+        "  fp8   refused: it needs a GPU",
         "operations",
         '  rung: "auto" takes reference (no native: the reason)',
         "    reference  available",

@@ -9,8 +9,10 @@ pytest.importorskip("triton")
 
 from tests.budget import assert_within_budget
 from tests.ops.linear_cases import ACTIVATIONS, nf4, plain_nf4, plain_quantised, quantised
+from tlfast import ops
+from tlfast.ops import FrozenWeight, frozen_linear
 from tlfast.ops.frozen_linear.triton_quantised import fp8_linear, int8_linear
-from tlfast.ops.frozen_linear.triton_unpacked import nf4_linear
+from tlfast.ops.frozen_linear.triton_unpacked import int8_weight_linear, nf4_linear
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
 
@@ -79,6 +81,40 @@ def test_activations(dtype, activation):
     assert_within_budget(
         f"nf4 {activation}", nf4_linear(*inputs, activation), plain_nf4(inputs, activation, dtype), exact
     )
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("precision", ["bf16", "int8", "int8_weight_only", "nf4", "fp8"])
+def test_the_whole_layer(precision, dtype, activation):
+    """As it is prepared, called and moved: every stored precision, plain and gated, against its formula."""
+    if precision == "fp8" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("fp8 products need compute capability 9.0")
+    torch.manual_seed(0)
+    weight, bias = torch.randn(330, 200, device="cuda") / 200**0.5, torch.randn(330, device="cuda")
+    x = torch.randn(2, 75, 200, device="cuda").to(dtype)
+    for layer in (
+        FrozenWeight.of(weight, bias, precision),
+        FrozenWeight.of_gated(weight, weight.flip(0), (bias, -bias), precision),
+    ):
+        assert layer.layout == "rows"
+        exact = frozen_linear(x.float(), layer, activation, torch.float32, impl="reference").double()
+        ours = frozen_linear(x, layer, activation)
+        assert ours.dtype == dtype and torch.equal(ours, frozen_linear(x, layer, activation, impl="triton"))
+        # cuBLAS rounds sums to bfloat16 before the activation, others weights or products of scales, one rounding each
+        rounding = 4 * torch.finfo(torch.bfloat16).eps * (1 + exact.abs().amax())
+        assert_within_budget(precision, ours, exact.to(dtype), exact, rounding)
+    assert ops.implementations("frozen_linear")["triton"] == "available"
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int8_weight(shape, dtype):
+    x = torch.randn(shape[0], shape[2], device="cuda").to(dtype)
+    _, _, weight, scale, bias = quantised(1, shape[1], shape[2], torch.int8, device="cuda")
+    exact = x.double() @ weight.double().T * scale.double() + bias.double()
+    plain = torch.nn.functional.linear(x, (weight.float() * scale[:, None]).to(dtype), bias.to(dtype))
+    assert_within_budget("int8 weight", int8_weight_linear(x, weight, scale, bias, "none"), plain, exact)
 
 
 def test_offsets_beyond_32_bits():

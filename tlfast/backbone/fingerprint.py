@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 
 from .sharding import gathered, is_sharded
 
+_AT_ONCE = 8  # tensors that are on the host beside the model, where that is on a GPU
 _NOT_READ = ("pooler.", "lm_head.")  # of a model without its head; loaders draw a missing pooler at random
 
 
@@ -18,7 +21,7 @@ def fingerprint(weights: nn.Module | dict[str, torch.Tensor], settings: Any) -> 
 
     Neither names nor order count: transformers renames modules from version to version. The same weights give the same
     value on every device, sharded or not; where they are sharded every process must call this. Costs one read of the
-    weights (about 1 GB/s).
+    weights (about 1 GB/s a core).
     """
     tensors = weights.state_dict(keep_vars=True) if isinstance(weights, nn.Module) else weights
     # a tied tensor counts once; a process may hold nothing of a sharded one, but that is the same object
@@ -27,8 +30,16 @@ def fingerprint(weights: nn.Module | dict[str, torch.Tensor], settings: Any) -> 
         for name, tensor in sorted(tensors.items())
         if not name.startswith(_NOT_READ)
     }
-    parts = sorted(_digest(tensor) for tensor in distinct.values())
+    parts = sorted(_digests(list(distinct.values())))
     return hashlib.sha256("".join([repr(settings), *parts]).encode()).hexdigest()
+
+
+def _digests(tensors: list[torch.Tensor]) -> list[str]:
+    """Several at a time; sharded ones in the order in which all processes ask each other for their parts."""
+    if any(map(is_sharded, tensors)):
+        return [_digest(tensor) for tensor in tensors]
+    with ThreadPoolExecutor(max(1, min(_AT_ONCE, os.cpu_count() or 1))) as pool:
+        return list(pool.map(_digest, tensors))
 
 
 def _digest(tensor: torch.Tensor) -> str:

@@ -189,7 +189,7 @@ class PackedStack:
 
     def _heads(self, x: torch.Tensor, heads: int) -> torch.Tensor:
         """(T, at least heads hd) to (T, heads, hd)."""
-        return x[:, : heads * self.spec.head_dim].unflatten(1, (heads, self.spec.head_dim))
+        return x.narrow(1, 0, heads * self.spec.head_dim).unflatten(1, (heads, self.spec.head_dim))
 
     def _feed_forward(self, block: PackedBlock, x: torch.Tensor) -> torch.Tensor:
         change = _linear(_linear(x, block.up, self.activation), block.down)
