@@ -24,6 +24,15 @@ class BackboneOutput:
     last_hidden_state: torch.Tensor
     cu_seqlens: torch.Tensor | None = None
 
+    def to(self, device: Any, non_blocking: bool = False) -> BackboneOutput:
+        """The same on a device."""
+
+        def move(x: torch.Tensor) -> torch.Tensor:
+            return x.to(device, non_blocking=non_blocking)
+
+        bounds = None if self.cu_seqlens is None else move(self.cu_seqlens)
+        return BackboneOutput(move(self.embedding), tuple(map(move, self.taps)), move(self.last_hidden_state), bounds)
+
 
 @dataclass(frozen=True)
 class EncoderDecoderOutput:
@@ -31,6 +40,10 @@ class EncoderDecoderOutput:
 
     encoder: BackboneOutput
     decoder: BackboneOutput
+
+    def to(self, device: Any, non_blocking: bool = False) -> EncoderDecoderOutput:
+        """The same on a device."""
+        return EncoderDecoderOutput(self.encoder.to(device, non_blocking), self.decoder.to(device, non_blocking))
 
 
 def is_empty(inputs: dict[str, Any]) -> bool:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -40,33 +40,46 @@ def dtype_name(dtype: torch.dtype) -> str:
     return _NAMES[dtype]
 
 
+class Layout(NamedTuple):
+    """Where the tensors of a file lie, in bytes. header: what it begins with; starts: of each tensor; size: of all."""
+
+    header: bytes
+    starts: dict[str, int]
+    size: int
+
+
+def layout(entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: dict[str, str]) -> Layout:
+    """Place tensors, given as dtype and shape, each at a multiple of 64 bytes if the sizes of all before it allow it.
+
+    Those whose sizes are multiples of 64 bytes come first: all weights in panels, and matrices of usual widths.
+    """
+    sizes = {name: dtype.itemsize * math.prod(shape) for name, (dtype, shape) in entries.items()}
+    description: dict[str, Any] = {"__metadata__": metadata}
+    starts: dict[str, int] = {}
+    end = 0
+    for name in sorted(entries, key=lambda name: sizes[name] % ALIGNMENT != 0):
+        starts[name], end = end, end + sizes[name]
+        dtype, shape = entries[name]
+        offsets = [starts[name], end]
+        description[name] = {"dtype": dtype_name(dtype), "shape": list(shape), "data_offsets": offsets}
+    text = json.dumps(description, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    header = len(text).to_bytes(8, "little") + text
+    return Layout(header, {name: len(header) + start for name, start in starts.items()}, len(header) + end)
+
+
 def write_tensors(
     path: Path,
     tensors: dict[str, torch.Tensor],
     metadata: dict[str, str],
     progress: Callable[[int], Any] = lambda count: None,
 ) -> None:
-    """Write contiguous tensors, each at a multiple of 64 bytes if the sizes of all before it allow it.
-
-    Those whose sizes are multiples of 64 bytes come first: all weights in panels, and matrices of usual widths.
-    progress is called with how many more bytes are written.
-    """
-    ordered = sorted(tensors.items(), key=lambda item: item[1].nbytes % ALIGNMENT != 0)
-    header: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for name, tensor in ordered:
-        start, end = end, end + tensor.nbytes
-        header[name] = {
-            "dtype": dtype_name(tensor.dtype),
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    """Write contiguous tensors as `layout` places them. progress is called with how many more bytes are written."""
+    places = layout({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}, metadata)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, tensor in ordered:
-            data = memoryview(_bytes(tensor))
+        file.write(places.header)
+        for name in places.starts:
+            data = memoryview(_bytes(tensors[name]))
             for start in range(0, len(data), _CHUNK):
                 progress(file.write(data[start : start + _CHUNK]))
 

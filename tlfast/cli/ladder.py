@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 
 from ..data import InputError
 from .backbone import LoadedBackbone, freeze_loaded, load_backbone
+from .ladder_cache import on_cache, storage_of
 from .ladder_options import check_test, ladder_config, learning_rates, own_options, settings_of_the_user, task_kind
 from .output import emit, note, on_terminal, quiet_libraries
 
@@ -87,6 +89,16 @@ def train(
         str | None,
         typer.Option(help="Of the frozen weights: fp32 (default), bf16, int8 or nf4; a prepared folder has its own."),
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps what the frozen model gives for each example, so that it runs once and not every "
+            "epoch; filled here, and read by every later run on the same model and data."
+        ),
+    ] = None,
+    cache_storage: Annotated[
+        str | None, typer.Option(help="exact (default) or int8: half of bf16's disk space, a quarter of fp32's.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in --out.")] = False,
     as_json: Json = False,
@@ -113,6 +125,7 @@ def train(
     )
     rates, config = learning_rates(lr), ladder_config(reduction, layers, decoder_layers, init, dropout)
     check_test(test_file, kind)
+    storage = storage_of(cache, cache_storage)
     settings = training.Settings(epochs, batch_size, rates, seed=seed)
     loaded = _load_backbone(backbone, kind)
     frozen = freeze_loaded(loaded, precision)
@@ -132,7 +145,7 @@ def train(
         **fitted.settings(),
         "ladder": config.to_dict(),
         "training": asdict(settings),
-    }
+    } | ({} if cache is None else {"cache_storage": storage})
     test_digest = training.file_digest(test_file)
     run = training.RunFolder(out)
     if resume and run.finished and run.read_metrics().get("test_sha256") != test_digest:
@@ -141,18 +154,22 @@ def train(
         with processes.together(), run.session(identity, resume) if processes.is_first() else nullcontext():
             processes.wait()  # the folder is claimed
             if not run.finished:
-                fit = _fit(frozen, config, data, fitted, settings, run, resume, as_json or not processes.is_first())
+                quiet = as_json or not processes.is_first()
+                make = _ladder_of(frozen, config, fitted)
+                seen, kept = data, dict[str, Any]()
+                if cache is not None:
+                    seen, kept = on_cache(make(), data, fitted, loaded, cache, storage, quiet)
+                fit = _fit(make, data, seen, settings, run, resume, quiet)
                 if not processes.is_first():
                     return
                 test = _read_test(fitted, test_file, loaded)
-                metrics = training.results(fit, data, test, settings)
+                metrics = training.results(fit, seen, test, settings) | kept
                 metrics |= _cost(fit, data, settings) | {"settings": identity, "test_sha256": test_digest}
                 title = f"{train_file.stem}: ladder on {backbone}, reduction {reduction}"
                 training.write_results(run, fit, fitted, loaded.tokenizer, metrics, title)
             first = processes.is_first()
     except (training.InterruptedTraining, KeyboardInterrupt):
-        kept = "run the same command with --resume to go on" if run.has_checkpoint() else "there is nothing to resume"
-        note(f"interrupted; {kept}")
+        note(f"interrupted; {_way_on(run, cache)}")
         raise typer.Exit(130) from None
     if first:
         metrics = run.read_metrics()
@@ -215,17 +232,8 @@ def _load_backbone(name: str, kind: type[Task]) -> LoadedBackbone:
     return load_backbone(name, kind.model_class, kind.preprocessor_class, **kind.preprocessor_settings)
 
 
-def _fit(
-    frozen: FrozenBackbone,
-    config: LadderConfig,
-    data: TaskData,
-    task: Task,
-    settings: Settings,
-    run: RunFolder,
-    resume: bool,
-    quiet: bool,
-) -> Fit:
-    from .. import training
+def _ladder_of(frozen: FrozenBackbone, config: LadderConfig, task: Task) -> Callable[..., LadderModel]:
+    """What makes the ladder. A task, reduction or layers that do not fit the backbone are seen before anything runs."""
     from ..ladder import LadderModel
 
     make = functools.partial(
@@ -236,14 +244,28 @@ def _fit(
         config=config,
         problem_type=task.problem_type,
     )
-    with settings_of_the_user():  # before any batch is run: a task, reduction or layers that do not fit the backbone
+    with settings_of_the_user():
         make()
+    return make
+
+
+def _fit(
+    make: Callable[..., LadderModel],
+    data: TaskData,
+    seen: TaskData,
+    settings: Settings,
+    run: RunFolder,
+    resume: bool,
+    quiet: bool,
+) -> Fit:
+    """seen: the data as the model trains on them, data: as its backbone reads them."""
+    from .. import training
 
     def make_model() -> LadderModel:
         return make(calibration=training.calibration_batches(data, settings.seed))
 
     progress = on_terminal() and not quiet
-    return training.fit(make_model, data, settings, run.checkpoints, resume, progress, _silent if quiet else note)
+    return training.fit(make_model, seen, settings, run.checkpoints, resume, progress, _silent if quiet else note)
 
 
 def _read_test(task: Task, path: Path, loaded: LoadedBackbone) -> LabelledDataset:
@@ -285,6 +307,12 @@ def _load(folder: Path, task: Task, backbone: str | None) -> tuple[LadderModel, 
     with settings_of_the_user():  # a damaged folder, or weights that are not those of training
         model = LadderModel.from_pretrained(folder, backbone=loaded.model)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), loaded
+
+
+def _way_on(run: RunFolder, cache: Path | None) -> str:
+    if run.has_checkpoint():
+        return "run the same command with --resume to go on"
+    return "there is nothing to resume" if cache is None else f"the same command goes on with what is in {cache}"
 
 
 def _silent(line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,3 +44,14 @@ class ImageDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         pixels = self.processor(images=open_image(self.files[index]), return_tensors="pt")["pixel_values"][0]
         return {"pixel_values": pixels} | ({} if self.targets is None else {"labels": self.targets[index]})
+
+    def beside_taps(self, index: int) -> dict[str, Any]:
+        """What a model still reads of an image when the backbone's taps for it are at hand: its target."""
+        return {} if self.targets is None else {"labels": self.targets[index]}
+
+    def digest(self) -> str:
+        """SHA-256 of the files' contents in their order and of the targets; reads every file."""
+        digest = hashlib.sha256(repr(self.targets).encode())
+        for file in self.files:
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        return digest.hexdigest()

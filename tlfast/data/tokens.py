@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
@@ -60,6 +62,20 @@ class TokenDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {name: column[index] for name, column in self.columns.items()}
+
+    def beside_taps(self, index: int) -> dict[str, Any]:
+        """What a model still reads of an item when the backbone's taps for it are at hand."""
+        return {name: self.columns[name][index] for name in ("attention_mask", "labels") if name in self.columns}
+
+    def digest(self) -> str:
+        """SHA-256 of all examples in their order, targets included."""
+        digest = hashlib.sha256()
+        for name, column in sorted(self.columns.items()):
+            digest.update(f"{name}:{len(column)};".encode())
+            for values in map(np.asarray, column):
+                digest.update(f"{values.dtype}{values.shape}".encode())
+                digest.update(values.tobytes())
+        return digest.hexdigest()
 
 
 def longer_than(rows: Sequence[Sequence[int]], length: int) -> list[int]:

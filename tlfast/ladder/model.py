@@ -125,6 +125,7 @@ class LadderModel(nn.Module):
         decoder_attention_mask: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
         encoder_outputs: Any = None,
+        backbone_output: BackboneOutput | EncoderDecoderOutput | None = None,
         labels: torch.Tensor | None = None,
         past_key_values: Any = None,
         cache: Any = None,
@@ -138,6 +139,8 @@ class LadderModel(nn.Module):
         labels: (B,) classes, floats for regression, (B, num_labels) floats for multi-label; (B, S) classes for tokens;
             (B, S) token ids for causal-lm, which are shifted here; (B, T) target ids for seq2seq-lm, from which the
             decoder's inputs are made. -100 is ignored wherever labels are tokens.
+        backbone_output: what `look` gave for these inputs, or a cache of taps gives back; the backbone does not run,
+            and beside masks and labels nothing else is read.
         logits_to_keep: give logits of that many last positions, or of those a tensor names; 0 for all.
         past_key_values (cache, as transformers 5.20 calls it): a transformers cache, which then holds the side
             network's keys and values too, and is returned. use_cache: make one where none is given.
@@ -145,6 +148,13 @@ class LadderModel(nn.Module):
             The loss is then the sum over them divided by it.
         """
         _check_others(others)
+        if backbone_output is not None:
+            if not self.calibrated:
+                raise ValueError("backbone_output: the starting weights are not set; pass calibration to LadderModel")
+            known = backbone_output.to(self.calibrated.device)
+            logits = self.climb(known, attention_mask, decoder_attention_mask, position_ids)
+            loss = None if labels is None else self._loss(logits, labels, num_items_in_batch)
+            return model_output(self.task, loss, logits, None)
         given = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -180,6 +190,13 @@ class LadderModel(nn.Module):
         logits = self._logits(side, last, attention_mask)
         loss = None if labels is None else self._loss(logits, labels, num_items_in_batch)
         return model_output(self.task, loss, logits, past)
+
+    def look(self, **inputs: Any) -> BackboneOutput | EncoderDecoderOutput:
+        """What the backbone gives for a batch, with labels or without: forward reads it, a cache of taps holds it."""
+        if self.side_encoder is not None:
+            inputs = self._with_decoder_inputs(inputs)
+        inputs.pop("labels", None)
+        return self.backbone(**inputs)
 
     def climb(
         self,

@@ -1,5 +1,6 @@
 """What the commands share around transformers.Trainer: tasks, fitting, selection by dev, resuming, a run's folder."""
 
+from .cached import CacheReport, TapReader, on_cache
 from .evaluation import evaluate, evaluate_test, predict_logits
 from .folder import RunFolder, write_whole
 from .results import batch_shape, calibration_batches, file_digest, results, typical_batch, write_results
@@ -8,11 +9,13 @@ from .trainer import Fit, InterruptedTraining, Settings, TaskData, Trial, fit
 
 __all__ = [
     "TASKS",
+    "CacheReport",
     "Columns",
     "Fit",
     "InterruptedTraining",
     "RunFolder",
     "Settings",
+    "TapReader",
     "Task",
     "TaskData",
     "TextTask",
@@ -25,6 +28,7 @@ __all__ = [
     "fit",
     "load_data",
     "load_task",
+    "on_cache",
     "predict_logits",
     "results",
     "typical_batch",
