@@ -49,6 +49,7 @@ def test_sections_are_in_their_order():
         "What works today",
         "Language models",
         "Many ladders, one forward",
+        "Epochs that skip the backbone",
         "A frozen forward in fewer bits",
         "Heterogeneous graphs",
         "Two parties who do not trust each other",

@@ -168,3 +168,15 @@ def test_images_are_opened_when_they_are_asked_for(tmp_path):
     assert "labels" not in bare.select([0])[0]
     with pytest.raises(KeyError):
         bare.labels  # noqa: B018
+
+
+def test_beside_taps_there_is_the_target_and_contents_tell_data_apart(folder):
+    images = read_image_classes(folder)
+    targets = list(range(len(images)))
+    dataset = ImageDataset(images.files, processor, targets)
+    assert dataset.beside_taps(1) == {"labels": 1} and ImageDataset(images.files, processor).beside_taps(1) == {}
+    assert dataset.digest() == ImageDataset(images.files, processor, targets).digest()
+    assert dataset.digest() != ImageDataset(images.files, processor, targets[::-1]).digest()
+    before = dataset.digest()
+    save(images.files[0], colour=(1, 2, 3))
+    assert dataset.digest() != before

@@ -20,6 +20,7 @@ from .tap_shards import Shard, ShardReader
 
 _SHARD_SAMPLES = 4096
 _SHARD_BYTES = 128 << 20  # what a killed run may have to do again
+_HELD_BYTES = 32 << 20  # of the system's page cache that are this process's too
 
 
 class Looked(NamedTuple):
@@ -86,6 +87,7 @@ class TapCache:
         self._firsts = self._bounds()
         self.shards = self._shards(digest(description))
         self._readers: dict[int, ShardReader] = {}
+        self._held = 0  # bytes that reading has mapped
 
     @property
     def bytes(self) -> int:
@@ -123,7 +125,7 @@ class TapCache:
 
     def expect(self, samples: Sequence[int]) -> None:
         """Let the system read ahead what `gather` will be asked for."""
-        for reader, number in map(self._locate, samples):
+        for reader, number in self._locate(samples):
             reader.expect(number)
 
     def gather(
@@ -136,23 +138,32 @@ class TapCache:
         """
         columns = {part: self._padded(part, len(samples), lengths[part.stack]) for part in self.parts}
         places = {part: [_rows_of(tensor) for tensor in tensors] for part, tensors in columns.items()}
-        for row, (reader, number) in enumerate(map(self._locate, samples)):
+        for row, (reader, number) in enumerate(self._locate(samples)):
             for part, targets in places.items():
                 start, length = starts[part.stack][row], lengths[part.stack]
                 for target, stored in zip(targets, reader.read(part, number), strict=True):
                     _place(target[:, row], stored, start, length)
-            reader.forget(number)
+        self._forget(sum(tensor.nbytes for tensors in columns.values() for tensor in tensors))
         return Gathered(self.storage, columns)
 
     def _padded(self, part: Part, batch: int, length: int) -> list[torch.Tensor]:
         shape = (len(part.slots), batch, length)
         return [torch.empty((*shape, *column.shape), dtype=column.dtype) for column in self.storage.columns(part)]
 
-    def _locate(self, sample: int) -> tuple[ShardReader, int]:
-        index = int(np.searchsorted(self._firsts, sample, side="right")) - 1
-        if index not in self._readers:
-            self._readers[index] = ShardReader(self.shards[index])
-        return self._readers[index], sample - int(self._firsts[index])
+    def _locate(self, samples: Sequence[int]) -> Iterator[tuple[ShardReader, int]]:
+        """Each sample's shard, opened when it is first asked for, and its number there."""
+        shards = np.searchsorted(self._firsts, samples, side="right") - 1
+        for index, number in zip(shards.tolist(), (np.asarray(samples) - self._firsts[shards]).tolist(), strict=True):
+            if index not in self._readers:
+                self._readers[index] = ShardReader(self.shards[index])
+            yield self._readers[index], number
+
+    def _forget(self, read: int) -> None:
+        self._held += read
+        if self._held > _HELD_BYTES:
+            self._held = 0
+            for reader in list(self._readers.values()):  # another thread may open one meanwhile
+                reader.forget()
 
     def _write(
         self, index: int, look: Callable[[Sequence[int]], Looked], budget: int, progress: Callable[[int], Any]

@@ -11,17 +11,17 @@ from typing import Any
 MANIFEST, FORMAT = "manifest.json", 1
 _NAMES = {
     "format": "format",
-    "tlfast": "version of tlfast",
-    "fingerprint": "backbone",
-    "precision": "precision",
-    "tokenizer": "tokenizer or image processor",
-    "max_length": "greatest length",
-    "data": "data",
-    "taps": "blocks that are tapped",
-    "storage": "storage",
-    "parts": "shapes and dtypes of taps",
-    "samples": "number of samples",
-    "tokens": "number of tokens",
+    "tlfast": "the version of tlfast",
+    "fingerprint": "the backbone",
+    "precision": "the backbone's precision",
+    "tokenizer": "the tokenizer or image processor",
+    "max_length": "the greatest length",
+    "data": "the data",
+    "taps": "the tapped blocks",
+    "storage": "the storage",
+    "parts": "the shapes of the taps",
+    "samples": "the number of samples",
+    "tokens": "the number of tokens",
 }
 _SHOWN = 16  # characters of a digest
 _OTHER = "pass another folder for the cache, or remove this one"
@@ -64,10 +64,8 @@ def _check(path: Path, wanted: dict[str, Any]) -> None:
         if name not in found:
             raise ValueError(f"{path}: {name!r} is missing; the file is damaged; {_OTHER}")
         if found[name] != here:
-            raise ValueError(
-                f"{path.parent}: is a cache of another {_NAMES[name]} ({_short(found[name])}, and here it is "
-                f"{_short(here)}); {_OTHER}"
-            )
+            difference = f"{_short(found[name])} there, {_short(here)} here"
+            raise ValueError(f"{path.parent}: the cache there differs in {_NAMES[name]} ({difference}); {_OTHER}")
 
 
 def _short(value: Any) -> str:

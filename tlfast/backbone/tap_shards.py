@@ -52,6 +52,7 @@ class Shard:
             entries[f"{part.name}.offsets"] = torch.int64, (self.samples + 1,)
             entries[f"{part.name}.sums"] = torch.int64, (self.samples,)
         self.places = layout(entries, metadata)
+        self._bounds = {part: self._bounds_of(part) for part in parts}
 
     def is_whole(self) -> bool:
         """Whether the file is there, is of this cache and has its length."""
@@ -64,10 +65,13 @@ class Shard:
 
     def pieces(self, part: Part, number: int) -> Iterator[tuple[int, int]]:
         """First byte and end of a sample in each column of a part."""
-        first, end = (len(part.slots) * int(n) for n in self.offsets[part.stack][number : number + 2])
-        for column in self.storage.columns(part):
-            start, size = self.places.starts[part.name + column.suffix], column.row_bytes
-            yield start + first * size, start + end * size
+        for bounds in self._bounds[part]:
+            yield int(bounds[number]), int(bounds[number + 1])
+
+    def _bounds_of(self, part: Part) -> list[np.ndarray]:
+        rows = len(part.slots) * self.offsets[part.stack]
+        columns = self.storage.columns(part)
+        return [self.places.starts[part.name + column.suffix] + column.row_bytes * rows for column in columns]
 
     @contextmanager
     def writing(self) -> Iterator[ShardWriter]:
@@ -136,11 +140,18 @@ class ShardReader:
 
     def expect(self, number: int) -> None:
         """Let the system begin to read a sample that will be asked for."""
-        self._advise(number, "MADV_WILLNEED")
+        if not hasattr(mmap, "MADV_WILLNEED"):  # Windows
+            return
+        for part in self._shard.parts:
+            for first, end in self._shard.pieces(part, number):
+                page = first - first % mmap.PAGESIZE
+                if end > page:
+                    self._map.madvise(mmap.MADV_WILLNEED, page, end - page)
 
-    def forget(self, number: int) -> None:
-        """Take a sample's pages out of this process, or a whole cache would count as its memory in time."""
-        self._advise(number, "MADV_DONTNEED")
+    def forget(self) -> None:
+        """Take what was read out of this process, or a whole cache would count as its memory in time."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def read(self, part: Part, number: int) -> list[np.ndarray]:
         """A sample's bytes in each column of a part; ValueError where they are not those that were written."""
@@ -152,15 +163,6 @@ class ShardReader:
     def _numbers(self, name: str) -> np.ndarray:
         start = self._shard.places.starts[name]
         return self._bytes[start : start + 8 * self._shard.samples].view(np.uint64).copy()
-
-    def _advise(self, number: int, advice: str) -> None:
-        if not hasattr(mmap, advice):  # not on macOS of old, nor Windows
-            return
-        for part in self._shard.parts:
-            for first, end in self._shard.pieces(part, number):
-                page = first - first % mmap.PAGESIZE
-                if end > page:
-                    self._map.madvise(getattr(mmap, advice), page, end - page)
 
 
 def check_sum(stored: Sequence[np.ndarray]) -> int:

@@ -61,9 +61,10 @@ def on_cache(
 
     folder: gets one cache each, `train` and `dev`. bar: given the number of examples, returns what is called with how
     many more have their taps.
-    A LadderModel trains on the batches as on others, but that its backbone does not run: with storage "exact", and a
-    backbone whose blocks run over packed tokens, to the last bit as without a cache. Elsewhere a matrix product may
-    round differently with the shape of a batch, and left-padded texts of a model with absolute positions see others.
+    A LadderModel trains on the batches as on others, but that its backbone does not run. With storage "exact" it ends
+    with the same weights to the last bit where the frozen forward of an example does not depend on its batch: MiniLM's
+    does not, in any precision. Elsewhere a matrix product may round otherwise with the number of its rows, and under
+    left padding positions, rotated or absolute, begin elsewhere.
     Raises InputError for a folder that holds other taps, a disk that is too small or full, and a damaged cache.
     """
     start = time.perf_counter()
@@ -130,6 +131,12 @@ class CachedCollate:
 
     def __init__(self, collate: Collate, folder: Path) -> None:
         self.collate, self.folder = collate, folder
+
+    def __getattr__(self, name: str) -> Any:
+        """What it fills with and on which side, which those ask for who generate."""
+        if name == "collate":  # a copy that is being made has none yet
+            raise AttributeError(name)
+        return getattr(self.collate, name)
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         if _KEPT not in items[0]:
