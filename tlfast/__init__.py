@@ -18,7 +18,7 @@ __all__ = ["FrozenBackbone", "LadderBank", "LadderConfig", "LadderModel", "__ver
 _HOME = {"freeze": ".backbone", "FrozenBackbone": ".backbone"}
 _HOME |= {"LadderBank": ".ladder", "LadderConfig": ".ladder", "LadderModel": ".ladder"}
 _ROOMS = {"backbone", "contrastive", "data", "features", "graph", "knowledge", "ktn", "ladder", "nn", "offsite"}
-_ROOMS |= {"training"}
+_ROOMS |= {"planning", "training"}
 
 
 def __getattr__(name: str) -> Any:

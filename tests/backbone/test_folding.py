@@ -12,7 +12,7 @@ from tlfast.backbone.folding import Folded, fold
 from tlfast.backbone.gated import GatedFeedForward
 from tlfast.backbone.packed_block import Norm
 from tlfast.backbone.parts import Part, find_submodule, linears_of, norm_weight
-from tlfast.backbone.prepare import _groups
+from tlfast.backbone.prepare import groups_of
 
 PRECISIONS = ("bf16", "int8", "nf4")
 NORMS_BEFORE = ("gpt2", "opt", "llama", "qwen3", "gemma2", "t5", "t5-v1.1", "vit", "dinov2", "clip-text", "modernbert")
@@ -42,7 +42,7 @@ def smoothing(stacks):
     generator, smooth = torch.Generator().manual_seed(1), {}
     for stack in stacks.values():
         for block in stack.blocks:
-            for group in _groups(block, stack.parts):
+            for group in groups_of(block, stack.parts):
                 width = group[0].weight.shape[0 if type(group[0]).__name__ == "Conv1D" else 1]
                 smooth |= dict.fromkeys(map(id, group), torch.randn(width, generator=generator).mul(0.5).exp())
     return smooth
@@ -98,7 +98,7 @@ def test_what_norms_keep(family, precision):
             weight = norm_weight(norm)
             if weight is None:  # nn.Identity
                 continue
-            factor = smooth[id(_groups(block, stack.parts)[0][0])] if precision == "int8" else 1.0
+            factor = smooth[id(groups_of(block, stack.parts)[0][0])] if precision == "int8" else 1.0
             expected = torch.ones_like(weight) if precision == "bf16" else norm_weight(old) * factor
             torch.testing.assert_close(weight, expected.double(), rtol=1e-6, atol=1e-6)
             assert getattr(norm, "bias", None) is None or not norm.bias.any()

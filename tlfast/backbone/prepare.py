@@ -44,11 +44,11 @@ def prepared_copy(
             found |= modules
             errors[name].append(error)
             progress(1)
-    if not _has_head(model):
+    if not has_head(model):
         inside = {id(module) for stack in stacks.values() for module in stack.blocks.modules()}
         tables: dict[int, FrozenEmbedding] = {}  # by the weight's address: tied ones are stored once
         for module in model.modules():
-            if type(module) is nn.Embedding and id(module) not in inside and module.weight.numel() > _SMALL_TABLE:
+            if type(module) is nn.Embedding and id(module) not in inside and not small_table(module.weight):
                 address = module.weight.data_ptr()
                 if address not in tables:
                     tables[address] = FrozenEmbedding.of(module, "bf16" if precision == "bf16" else "int8")
@@ -59,9 +59,9 @@ def prepared_copy(
 def _prepared_block(
     stack: Stack, block: nn.Module, precision: str, smooth: dict[int, torch.Tensor]
 ) -> tuple[dict[int, nn.Module], float]:
-    folded, sensitive = fold(stack, block, precision, smooth), _sensitive(block, stack.parts, precision)
-    found, gated, squares = dict(folded.modules), _Gated.of(stack, block), torch.zeros(2)
-    for group in _groups(block, stack.parts):
+    folded, sensitive = fold(stack, block, precision, smooth), sensitive_layers(block, stack.parts, precision)
+    found, gated, squares = dict(folded.modules), Gated.of(stack, block), torch.zeros(2)
+    for group in groups_of(block, stack.parts):
         pieces = [folded.weights[id(module)] for module in group]
         chosen = "int8_weight_only" if id(group[0]) in sensitive else precision
         smoothing = folded.smooth.get(id(group[0])) if chosen == "int8" else None
@@ -79,7 +79,7 @@ def _prepared_block(
 
 
 @dataclass(frozen=True)
-class _Gated:
+class Gated:
     """The module that computes a gated feed-forward, and its layers: gate and up, and down; names are theirs in it."""
 
     owner: nn.Module
@@ -88,7 +88,7 @@ class _Gated:
     names: list[str]
 
     @classmethod
-    def of(cls, stack: Stack, block: nn.Module) -> _Gated | None:
+    def of(cls, stack: Stack, block: nn.Module) -> Gated | None:
         """None where there is no gate, it is half of another layer, or the product has not its activation."""
         if stack.parts is None or not stack.spec.gated or stack.spec.activation not in ACTIVATIONS:
             return None
@@ -117,7 +117,7 @@ def _squares(pieces: list[Weight], stored: list[FrozenWeight]) -> torch.Tensor:
     return torch.stack([change.square().sum(), weight.square().sum()]).cpu()
 
 
-def _sensitive(block: nn.Module, parts: BlockParts | None, precision: str) -> set[int]:
+def sensitive_layers(block: nn.Module, parts: BlockParts | None, precision: str) -> set[int]:
     """The linear layers, by id, whose weights are stored in int8 and multiplied in bfloat16 instead.
 
     "int8": the last of the feed-forward, whose inputs come from an activation: mostly near 0, with a few very large
@@ -132,7 +132,7 @@ def _sensitive(block: nn.Module, parts: BlockParts | None, precision: str) -> se
     return {id(module) for module in found if module is not None}
 
 
-def _groups(block: nn.Module, parts: BlockParts | None) -> list[list[nn.Module]]:
+def groups_of(block: nn.Module, parts: BlockParts | None) -> list[list[nn.Module]]:
     """The linear layers of a block; those that read the same input and are computed at once together."""
     linears = linears_of(block)
     groups = []
@@ -154,7 +154,13 @@ def _read_together(parts: BlockParts) -> list[tuple[str, ...]]:
     return together
 
 
-def _has_head(model: Any) -> bool:
+def small_table(table: torch.Tensor) -> bool:
+    """Whether an embedding is not worth storing in fewer bits."""
+    return table.numel() <= _SMALL_TABLE
+
+
+def has_head(model: Any) -> bool:
+    """Whether a model has a language-model head."""
     get = getattr(model, "get_output_embeddings", None)
     return get is not None and get() is not None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import bench, demo, doctor, embed, freeze, klite, ktn, ladder, offsite_reports
+from . import bench, demo, doctor, embed, freeze, klite, ktn, ladder, offsite_reports, plan
 from .output import Commands
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app.add_typer(ladder.app, name="ladder")
 app.add_typer(klite.app, name="klite")
 app.add_typer(ktn.app, name="ktn")
 app.add_typer(offsite_reports.app, name="offsite")
-for _command in (freeze.freeze, embed.embed, demo.demo, doctor.doctor, bench.bench):
+for _command in (freeze.freeze, embed.embed, demo.demo, doctor.doctor, bench.bench, plan.plan):
     app.command()(_command)
 
 

@@ -1,0 +1,173 @@
+"""Rows of ladders: every tap storage on a backbone in every precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..backbone.stack import Stack
+from ..ladder import LadderConfig
+from ..ladder.heads import ClassifierHead, LanguageHead
+from ..ladder.side_network import SideNetwork
+from . import terms, work
+from .outline import CLASSIFICATION, Outline
+from .row import Row
+
+FLOAT, ADAMW = 4, 8  # bytes a trained number: it or its gradient, and the optimizer's two moments of it
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The side network of one stack."""
+
+    stack: Stack
+    network: SideNetwork
+    tokens: int
+    keys: int
+    memory_tokens: int
+
+    @property
+    def rungs(self) -> int:
+        return len(self.stack.taps)
+
+
+def ladder_rows(
+    outline: Outline, config: LadderConfig, precisions: Sequence[str], storages: Sequence[str] = terms.STORAGES
+) -> list[Row]:
+    """A row for each precision of the backbone and each way to keep taps, with the other settings of `config`.
+
+    Trained by AdamW in float32. Raises ValueError for a reduction that does not divide a block.
+    """
+    with outline.mode:
+        sides = _sides(outline, config)
+        head = _head(outline, config, sides[-1].network.width)
+    trained = sum(p.numel() for side in sides for p in side.network.parameters())
+    trained += sum(p.numel() for p in head.parameters())
+    rows = []
+    for precision in precisions:
+        frozen = outline.frozen_bytes(precision)
+        rows += [_row(outline, config, sides, frozen, trained, precision, storage) for storage in storages]
+    return rows
+
+
+def _sides(outline: Outline, config: LadderConfig) -> list[_Side]:
+    sides: list[_Side] = []
+    for stack in outline.stacks.values():
+        tokens, memory = outline.tokens(stack), sides[0] if stack.spec.cross else None
+        keys = tokens // outline.job.batch
+        width, memory_tokens = (memory.network.width, memory.tokens) if memory is not None else (None, 0)
+        network = SideNetwork(stack, config, width)
+        sides.append(_Side(stack, network, tokens, keys, memory_tokens))
+    return sides
+
+
+def _head(outline: Outline, config: LadderConfig, side_width: int) -> Any:
+    if outline.job.task not in CLASSIFICATION:
+        return LanguageHead(outline.output_width, side_width, config)
+    return ClassifierHead(outline.output_width, side_width, outline.job.labels, config, 0.0)
+
+
+def _row(
+    outline: Outline,
+    config: LadderConfig,
+    sides: list[_Side],
+    frozen: int,
+    trained: int,
+    precision: str,
+    storage: str,
+) -> Row:
+    saved = sum(_saved(outline, side, config, precision, storage) for side in sides) + _head_saved(outline)
+    basis = 0
+    if storage == "project":  # the rungs are narrower, and a fixed basis is before each
+        for side in sides:
+            width, dim = side.stack.spec.width, min(config.tap_dim, side.stack.spec.width)
+            trained -= side.rungs * side.network.width * (width - dim)
+            basis += side.rungs * FLOAT * width * dim
+    optimizer, gradients = ADAMW * trained, FLOAT * trained
+    forward, backward = _forward_room(outline, precision), _backward_room(outline, sides, storage)
+    work_done, cached = _forwards(outline, sides, storage)
+    return Row(
+        method=f"ladder r={config.reduction}",
+        setting={"precision": precision, "tap_storage": storage},
+        trained=trained,
+        weights=frozen + basis + FLOAT * trained,
+        saved=saved,
+        gradients=gradients,
+        optimizer=optimizer,
+        peak=optimizer + saved + max(forward, gradients + backward),
+        forwards=work_done,
+        host=sum(_on_host(outline, side, precision, storage) for side in sides),
+        cache_sample=_cache(outline, sides, config, precision, storage),
+        cached_forwards=cached,
+    )
+
+
+def _saved(outline: Outline, side: _Side, config: LadderConfig, precision: str, storage: str) -> int:
+    spec, width = side.network.blocks[0].spec, side.stack.spec.width
+    itemsize = outline.tap_itemsize(side.stack, precision)
+    a_block = terms.tap(storage, side.tokens, width, itemsize, config.tap_dim) + terms.block(spec, side.tokens)
+    if spec.cross:
+        a_block += terms.crossing(spec, side.tokens, side.memory_tokens)
+    bias = terms.relative_bias(spec, side.keys)
+    return terms.embedding(side.tokens, width) + side.rungs * a_block + bias + terms.end(spec, side.tokens)
+
+
+def _on_host(outline: Outline, side: _Side, precision: str, storage: str) -> int:
+    itemsize = outline.tap_itemsize(side.stack, precision)
+    return side.rungs * terms.on_host(storage, side.tokens, side.stack.spec.width, itemsize)
+
+
+def _head_saved(outline: Outline) -> int:
+    job, width = outline.job, outline.output_width
+    tokens = outline.tokens(outline.last)
+    if job.task not in CLASSIFICATION:
+        return terms.language_head(tokens, outline.vocabulary)
+    return terms.classifier(tokens if job.task == "token-classification" else job.batch, width)
+
+
+def _forward_room(outline: Outline, precision: str) -> int:
+    """The most that one block of the backbone, or the language-model head, takes for itself in the forward."""
+    most = 0
+    for stack in outline.stacks.values():
+        spec = stack.spec
+        inside = max(2 * spec.hidden if spec.gated else spec.hidden, (spec.heads + 2 * spec.kv_heads) * spec.head_dim)
+        most = max(most, outline.tokens(stack) * (inside + 2 * spec.width) * outline.tap_itemsize(stack, precision))
+    return most
+
+
+def _backward_room(outline: Outline, sides: list[_Side], storage: str) -> int:
+    """The most that one side block, or the language-model head, takes in the backward."""
+    most = terms.language_head(outline.tokens(outline.last), outline.vocabulary) // 2
+    for side in sides:
+        spec = side.network.blocks[0].spec
+        inside = terms.block(spec, side.tokens) + side.tokens * 2 * spec.hidden * FLOAT
+        if storage == "stream":  # the gradients of all rungs wait for the second forward
+            inside += side.rungs * side.tokens * spec.width * FLOAT
+        most = max(most, inside)
+    return most
+
+
+def _cache(outline: Outline, sides: list[_Side], config: LadderConfig, precision: str, storage: str) -> int:
+    """A sample on disk: taps and embeddings as they are stored, and the last hidden state in the backbone's dtype."""
+    kept = storage if storage in ("int8", "project") else "keep"
+    total = 0
+    for side in sides:
+        itemsize = outline.tap_itemsize(side.stack, precision)
+        total += (side.rungs + 1) * terms.tap(kept, side.tokens, side.stack.spec.width, itemsize, config.tap_dim)
+    last = sides[-1]
+    total += last.tokens * outline.output_width * outline.tap_itemsize(last.stack, precision)
+    return total // outline.job.batch
+
+
+def _forwards(outline: Outline, sides: list[_Side], storage: str) -> tuple[float, float]:
+    """A step in frozen forwards; and where the cache has the taps."""
+    blocks, head = work.frozen_blocks(outline), work.head(outline)
+    own = head  # the gradient of what the head reads
+    for side in sides:
+        spec, width = side.network.blocks[0].spec, side.stack.spec.width
+        # forward, recomputed in the backward, and a backward of twice that
+        own += 4 * work.side(side.network, spec, side.tokens, side.keys)
+        own += 2 * work.rungs(side.rungs + 1, side.tokens, width, spec.width)
+    again = blocks if storage == "stream" else 0
+    return (blocks + head + own + again) / (blocks + head), (head + own) / (blocks + head)

@@ -1,0 +1,103 @@
+"""What a ladder keeps for its backward pass, in bytes: one function a term.
+
+A term is of all tokens of a batch in one stack. R is the side network's width, D the backbone's, H heads.
+"""
+
+from __future__ import annotations
+
+from ..backbone.parts import BlockSpec
+
+FLOAT, HALF, SEED = 4, 2, 8
+STORAGES = ("keep", "int8", "project", "stream", "offload")
+
+
+def tap(storage: str, tokens: int, width: int, itemsize: int, tap_dim: int) -> int:
+    """One tap in its storage, on the device: what dW of its rung is computed from.
+
+    itemsize: of the backbone's numbers. "int8": a byte a channel and a scale a token. "stream" has it made anew by a
+    second forward, "offload" has it in host memory (`on_host`).
+    """
+    if storage == "keep":
+        return tokens * width * itemsize
+    if storage == "int8":
+        return tokens * (width + FLOAT)
+    if storage == "project":
+        return tokens * min(tap_dim, width) * FLOAT
+    return 0
+
+
+def on_host(storage: str, tokens: int, width: int, itemsize: int) -> int:
+    """One tap in host memory."""
+    return tokens * width * itemsize if storage == "offload" else 0
+
+
+def embedding(tokens: int, width: int) -> int:
+    """The backbone's embeddings in float32, from which the side network starts."""
+    return tokens * width * FLOAT
+
+
+def block(spec: BlockSpec, tokens: int) -> int:
+    """Inside one side block: the rung's result, what attention and norms compute from, and their numbers a row."""
+    return tokens * (spec.width * _narrow(spec) + _attention(spec) + _rows(spec)) * FLOAT
+
+
+def crossing(spec: BlockSpec, tokens: int, memory_tokens: int) -> int:
+    """The cross-attention of one decoder block: queries, output, sum and norm; keys and values of the source."""
+    inner = spec.heads * spec.head_dim
+    rows = 2 * spec.heads + _NORM_ROWS[spec.norm]
+    own = tokens * (2 * inner + 2 * spec.width + rows)
+    return (own + memory_tokens * 2 * inner) * FLOAT
+
+
+def relative_bias(spec: BlockSpec, length: int) -> int:
+    """T5's bias by position, one for all blocks and samples, and its buckets."""
+    return length**2 * (spec.heads * FLOAT + 8) if spec.positions == "relative" else 0
+
+
+def end(spec: BlockSpec, tokens: int) -> int:
+    """The last state of the side network and what its final norm keeps."""
+    tensors = 1 if spec.norm == "layer" else 3
+    return tokens * (tensors * spec.width + _NORM_ROWS[spec.norm]) * FLOAT
+
+
+def classifier(samples: int, width: int) -> int:
+    """A head that reads one vector a sample, or a token: what it blends, and the dropout's mask."""
+    return 4 * samples * width * FLOAT
+
+
+def language_head(tokens: int, vocabulary: int) -> int:
+    """Logits and their log-probabilities."""
+    return 2 * tokens * vocabulary * FLOAT
+
+
+_NORM_ROWS = {"layer": 2, "rms": 1}
+
+
+def _narrow(spec: BlockSpec) -> int:
+    """Tensors of width R."""
+    if spec.placement == "post":
+        return 5  # the rung's result, and sum and norm behind both layers
+    # the block before's result and the rung's, its norm (of RMSNorm two steps), and sum and norm after attention
+    before = 5 if spec.norm == "layer" else 6
+    # and what each layer gives, in the steps of its norm
+    return before + 6 if spec.placement == "sandwich" else before
+
+
+def _attention(spec: BlockSpec) -> int:
+    """Numbers a token of queries, keys, values and the heads' output."""
+    inner, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    projection, shared, turned = inner + 2 * keys, keys < inner, spec.positions == "rotary"
+    made = projection
+    if turned and shared:
+        made = inner  # keys and values are repeated for the heads of a group, and the projection is let go
+    elif turned:
+        made += inner + keys  # values are a view of the projection, which stays whole
+    if shared:
+        made += 2 * inner
+    if spec.qk_norm:
+        made += projection + inner + keys
+    return made + inner
+
+
+def _rows(spec: BlockSpec) -> int:
+    return 2 * spec.heads + 2 * _NORM_ROWS[spec.norm]
