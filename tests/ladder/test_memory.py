@@ -85,8 +85,8 @@ def test_an_encoder_decoder_keeps_the_formula_and_nothing_more(dropout):
     )
     bias = (SEQUENCE**2 + target**2) * (HEADS * 4 + 8)  # one for all blocks and samples, and its int64 buckets
     masks = 2 * TOKENS
-    logits = 2 * targets * vocabulary * 4  # they, and their softmax
-    formula = taps + narrow + rows + bias + masks + logits
+    read_by_head = 2 * targets * WIDTH * 4  # the last state, and the gradient that comes with the loss: no logits
+    formula = taps + narrow + rows + bias + masks + read_by_head
     assert formula <= kept <= formula + 1024
     assert targets * SIDE * 4 > 1024, "the slack is too small for one more narrow tensor"
 

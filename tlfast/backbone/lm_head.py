@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..ops import linear_cross_entropy
 from .fingerprint import fingerprint
 
 
@@ -80,6 +81,12 @@ class LMHead:
             logits = torch.tanh(logits / self.cap) * self.cap
         bias = self.bias
         return logits if bias is None else logits + bias
+
+    def loss(self, hidden: torch.Tensor, labels: torch.Tensor, ignored: int, reduction: str = "mean") -> torch.Tensor:
+        """Cross-entropy of the logits of hidden (..., D), which never exist all at once, and labels (...)."""
+        return linear_cross_entropy(
+            hidden, self.weight, labels, self.bias, self.scale, self.cap, reduction, ignore_index=ignored
+        )
 
     def fingerprint(self) -> str:
         """What identifies it: "tied" or "untied", and a hash of its settings and of what weights it adds."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ..backbone.lm_head import LMHead
+
 PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
 IGNORED = -100
 
@@ -35,6 +37,20 @@ def sequence_loss(logits: torch.Tensor, labels: torch.Tensor, problem: str) -> t
     if problem == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(logits, labels.float())
     return F.cross_entropy(logits, labels.reshape(-1))
+
+
+def language_loss(
+    lm_head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, num_items: int | torch.Tensor | None = None
+) -> torch.Tensor:
+    """What `token_loss` gives for the logits of a frozen head on hidden (B, S, D), without making them all at once."""
+    if labels.shape != hidden.shape[:-1]:
+        raise ValueError(
+            f"labels: shape {tuple(labels.shape)} does not fit {hidden.shape[0]} sequences of {hidden.shape[1]} "
+            f"tokens; pass one label a token, {tuple(hidden.shape[:-1])}"
+        )
+    if num_items is None:
+        return lm_head.loss(hidden, labels, IGNORED)
+    return lm_head.loss(hidden, labels, IGNORED, "sum") / num_items
 
 
 def token_loss(logits: torch.Tensor, labels: torch.Tensor, num_items: int | torch.Tensor | None = None) -> torch.Tensor:

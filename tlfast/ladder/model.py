@@ -16,7 +16,16 @@ from .cache import SideCache, new_cache
 from .config import LadderConfig
 from .heads import LanguageHead, SequenceHead, TokenHead
 from .initialisation import initialise
-from .losses import IGNORED, next_token_labels, problem_type, sequence_loss, shifted_right, token_loss
+from .losses import (
+    IGNORED,
+    language_loss,
+    next_token_labels,
+    problem_type,
+    sequence_loss,
+    shifted_right,
+    token_loss,
+)
+from .outputs import with_lazy_logits
 from .side_network import SideNetwork
 
 if TYPE_CHECKING:
@@ -146,6 +155,8 @@ class LadderModel(nn.Module):
             network's keys and values too, and is returned. use_cache: make one where none is given.
         num_items_in_batch: how many labels an optimizer step has in all its batches and processes; Trainer passes it.
             The loss is then the sum over them divided by it.
+        A language model in training mode takes the loss from a part of the tokens at a time, and makes the logits when
+        they are read: until then those of all tokens do not exist.
         """
         _check_others(others)
         if backbone_output is not None:
@@ -187,6 +198,11 @@ class LadderModel(nn.Module):
         if extras["logits_to_keep"]:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             side, last = side[:, kept], last[:, kept]
+        if self.training and self.num_labels is None and labels is not None and not extras["logits_to_keep"]:
+            loss = self._language_loss(side, last, labels, num_items_in_batch)
+            return with_lazy_logits(
+                model_output(self.task, loss, None, past), lambda: self._logits(side, last, attention_mask)
+            )
         logits = self._logits(side, last, attention_mask)
         loss = None if labels is None else self._loss(logits, labels, num_items_in_batch)
         return model_output(self.task, loss, logits, past)
@@ -245,8 +261,16 @@ class LadderModel(nn.Module):
         side = self.side(output, key_mask, memory=memory, memory_mask=_bool(mask), cache=side_cache)
         return side, output.last_hidden_state
 
+    def _language_loss(
+        self, side: torch.Tensor, last: torch.Tensor, labels: torch.Tensor, num_items: int | torch.Tensor | None
+    ) -> torch.Tensor:
+        lm_head = self.backbone.lm_head
+        assert lm_head is not None  # checked with the task
+        targets = next_token_labels(labels) if self.task == "causal-lm" else labels
+        return language_loss(lm_head, self.head(side, _widened(last, side)), targets, num_items)
+
     def _logits(self, side: torch.Tensor, last: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        last = last.to(torch.promote_types(last.dtype, side.dtype))  # a backbone in fewer bits gives bfloat16
+        last = _widened(last, side)
         if self.num_labels is None:
             lm_head = self.backbone.lm_head
             assert lm_head is not None  # checked with the task
@@ -338,7 +362,7 @@ def _wanted(stack: Stack, argument: str, layers: Any) -> tuple[int, ...]:
     return wanted
 
 
-def model_output(task: str, loss: torch.Tensor | None, logits: torch.Tensor, past: Any) -> Any:
+def model_output(task: str, loss: torch.Tensor | None, logits: torch.Tensor | None, past: Any) -> Any:
     """What transformers' models return for a task."""
     from transformers import modeling_outputs as outputs
 
@@ -363,6 +387,11 @@ def _check_others(others: dict[str, Any]) -> None:
             raise TypeError(f"{name}: a ladder has no such input; it takes those of its backbone and labels")
         if value is not None and value != _ONLY[name]:
             raise TypeError(f"{name}: {value!r} is not available; leave it out, or pass {_ONLY[name]}")
+
+
+def _widened(last: torch.Tensor, side: torch.Tensor) -> torch.Tensor:
+    """In a dtype that holds both: a backbone in fewer bits gives bfloat16."""
+    return last.to(torch.promote_types(last.dtype, side.dtype))
 
 
 def _bool(mask: torch.Tensor | None) -> torch.Tensor | None:

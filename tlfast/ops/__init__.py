@@ -18,6 +18,8 @@ from .hetero_aggregate import IMPLEMENTATIONS as _HETERO_AGGREGATE
 from .hetero_aggregate import Relation, RelationGroup, hetero_aggregate
 from .hmpnn_layer import IMPLEMENTATIONS as _HMPNN_LAYER
 from .hmpnn_layer import LayerPlan, hmpnn_layer
+from .linear_cross_entropy import IMPLEMENTATIONS as _LINEAR_CROSS_ENTROPY
+from .linear_cross_entropy import linear_cross_entropy
 from .norm_tap import IMPLEMENTATIONS as _NORM_TAP
 from .norm_tap import norm_tap
 from .packed_attention import IMPLEMENTATIONS as _PACKED_ATTENTION
@@ -48,6 +50,7 @@ __all__ = [
     "hetero_aggregate",
     "hmpnn_layer",
     "implementations",
+    "linear_cross_entropy",
     "norm_tap",
     "packed_attention",
     "prenorm",
@@ -73,6 +76,7 @@ _IMPLEMENTATIONS = {
     "hetero_aggregate": _HETERO_AGGREGATE,
     "hmpnn_layer": _HMPNN_LAYER,
     "sample_neighbours": _SAMPLE_NEIGHBOURS,
+    "linear_cross_entropy": _LINEAR_CROSS_ENTROPY,
 }
 
 

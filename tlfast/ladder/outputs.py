@@ -1,0 +1,49 @@
+"""A language model's output in training: its logits are made when somebody reads them, and mostly nobody does."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_MAKE, _MADE = "_make_logits", "_logits"
+
+
+def with_lazy_logits(output: Any, make: Callable[[], torch.Tensor]) -> Any:
+    """A transformers ModelOutput without logits as one of its own class that calls `make` once they are asked for.
+
+    As an attribute, by name or by place. Until then, and in what transformers or PyTorch make of it (to_tuple, gathered
+    or cast copies), it has none.
+    """
+    lazy = _lazy_class(type(output))(**output)
+    lazy.__dict__[_MAKE] = make
+    return lazy
+
+
+@functools.cache
+def _lazy_class(output_class: Any) -> Any:
+    def read(self: Any) -> torch.Tensor | None:
+        make = self.__dict__.pop(_MAKE, None)
+        if make is not None:
+            self["logits"] = make()  # which sets the attribute, too
+            for name in list(output_class.__dataclass_fields__)[_place(output_class) + 1 :]:
+                if name in self:
+                    self.move_to_end(name)
+        return self.__dict__.get(_MADE)
+
+    def write(self: Any, logits: torch.Tensor | None) -> None:
+        self.__dict__[_MADE] = logits
+
+    def get_item(self: Any, key: Any) -> Any:
+        if key == "logits" or (isinstance(key, slice) or (isinstance(key, int) and key != 0)):
+            read(self)
+        return output_class.__getitem__(self, key)
+
+    members = {"logits": property(read, write), "__getitem__": get_item, "__doc__": output_class.__doc__}
+    return type(output_class.__name__, (output_class,), members)
+
+
+def _place(output_class: Any) -> int:
+    return list(output_class.__dataclass_fields__).index("logits")

@@ -1,0 +1,3 @@
+from .api import IMPLEMENTATIONS, linear_cross_entropy
+
+__all__ = ["IMPLEMENTATIONS", "linear_cross_entropy"]
