@@ -53,5 +53,5 @@ def test_the_command_runs_as_a_module_of_the_installed_package():
         [sys.executable, "-c", "from tlfast.cli import main; main()", "--help"], capture_output=True, text=True
     )
     assert done.returncode == 0
-    for command in ("ladder", "freeze", "embed", "klite", "ktn", "offsite", "demo", "doctor", "bench"):
+    for command in ("ladder", "freeze", "embed", "klite", "ktn", "offsite", "demo", "doctor", "bench", "plan"):
         assert command in done.stdout

@@ -51,6 +51,7 @@ def test_sections_are_in_their_order():
         "Many ladders, one forward",
         "Epochs that skip the backbone",
         "A frozen forward in fewer bits",
+        "Memory, before it is needed",
         "Heterogeneous graphs",
         "Two parties who do not trust each other",
         "Sentence embeddings",

@@ -72,9 +72,12 @@ def test_storages_are_in_their_order():
 
 
 def test_the_cache_holds_every_tap_the_embedding_and_the_last_state():
-    numbers = LENGTH * 192 * (4 + 1 + 1)
-    assert row_of("bert", "fp32", "keep").cache_sample == 4 * numbers
-    assert row_of("bert", "bf16", "keep").cache_sample == 2 * numbers
+    tap = LENGTH * 192  # BERT's last tap is its last state, Llama's is before the norm
+    assert row_of("bert", "fp32", "keep").cache_sample == 4 * 5 * tap
+    assert row_of("bert", "bf16", "keep").cache_sample == 2 * 5 * tap
+    assert row_of("bert", "fp32", "int8").cache_sample == 5 * (tap + 4 * LENGTH)
+    assert row_of("bert", "fp32", "keep", layers=[0, 2]).cache_sample == 4 * 4 * tap
+    assert row_of("llama", "fp32", "keep").cache_sample == 4 * 6 * tap
 
 
 def test_a_reduction_that_does_not_divide_is_refused():

@@ -77,7 +77,7 @@ def _row(
     precision: str,
     storage: str,
 ) -> Row:
-    saved = sum(_saved(outline, side, config, precision, storage) for side in sides) + _head_saved(outline)
+    saved = sum(_saved(outline, side, config, precision, storage) for side in sides) + _head_saved(outline, precision)
     basis = 0
     if storage == "project":  # the rungs are narrower, and a fixed basis is before each
         for side in sides:
@@ -118,17 +118,17 @@ def _on_host(outline: Outline, side: _Side, precision: str, storage: str) -> int
     return side.rungs * terms.on_host(storage, side.tokens, side.stack.spec.width, itemsize)
 
 
-def _head_saved(outline: Outline) -> int:
+def _head_saved(outline: Outline, precision: str) -> int:
     job, width = outline.job, outline.output_width
     tokens = outline.tokens(outline.last)
     if job.task not in CLASSIFICATION:
-        return terms.language_head(tokens, outline.vocabulary)
+        return terms.language_head(tokens, width, outline.tap_itemsize(outline.last, precision))
     return terms.classifier(tokens if job.task == "token-classification" else job.batch, width)
 
 
 def _forward_room(outline: Outline, precision: str) -> int:
     """The most that one block of the backbone, or the language-model head, takes for itself in the forward."""
-    most = 0
+    most = terms.logits_at_once(outline.tokens(outline.last), outline.output_width, outline.vocabulary)
     for stack in outline.stacks.values():
         spec = stack.spec
         inside = max(2 * spec.hidden if spec.gated else spec.hidden, (spec.heads + 2 * spec.kv_heads) * spec.head_dim)
@@ -137,8 +137,8 @@ def _forward_room(outline: Outline, precision: str) -> int:
 
 
 def _backward_room(outline: Outline, sides: list[_Side], storage: str) -> int:
-    """The most that one side block, or the language-model head, takes in the backward."""
-    most = terms.language_head(outline.tokens(outline.last), outline.vocabulary) // 2
+    """The most that one side block takes in the backward."""
+    most = 0
     for side in sides:
         spec = side.network.blocks[0].spec
         inside = terms.block(spec, side.tokens) + side.tokens * 2 * spec.hidden * FLOAT
@@ -149,14 +149,16 @@ def _backward_room(outline: Outline, sides: list[_Side], storage: str) -> int:
 
 
 def _cache(outline: Outline, sides: list[_Side], config: LadderConfig, precision: str, storage: str) -> int:
-    """A sample on disk: taps and embeddings as they are stored, and the last hidden state in the backbone's dtype."""
+    """A sample on disk: of each stack the embedding, the taps, and the last hidden state where no tap is that."""
     kept = storage if storage in ("int8", "project") else "keep"
     total = 0
     for side in sides:
-        itemsize = outline.tap_itemsize(side.stack, precision)
-        total += (side.rungs + 1) * terms.tap(kept, side.tokens, side.stack.spec.width, itemsize, config.tap_dim)
-    last = sides[-1]
-    total += last.tokens * outline.output_width * outline.tap_itemsize(last.stack, precision)
+        stack, itemsize = side.stack, outline.tap_itemsize(side.stack, precision)
+        total += (side.rungs + 1) * terms.tap(kept, side.tokens, stack.spec.width, itemsize, config.tap_dim)
+        if stack.final_norm is not None or stack.taps[-1] != len(stack.blocks) - 1:
+            whole = "int8" if kept == "int8" else "keep"
+            width = outline.output_width if side is sides[-1] else stack.spec.width
+            total += terms.tap(whole, side.tokens, width, itemsize, config.tap_dim)
     return total // outline.job.batch
 
 

@@ -6,6 +6,7 @@ A term is of all tokens of a batch in one stack. R is the side network's width, 
 from __future__ import annotations
 
 from ..backbone.parts import BlockSpec
+from ..ops.linear_cross_entropy.recompute import rows_at_once
 
 FLOAT, HALF, SEED = 4, 2, 8
 STORAGES = ("keep", "int8", "project", "stream", "offload")
@@ -65,9 +66,14 @@ def classifier(samples: int, width: int) -> int:
     return 4 * samples * width * FLOAT
 
 
-def language_head(tokens: int, vocabulary: int) -> int:
-    """Logits and their log-probabilities."""
-    return 2 * tokens * vocabulary * FLOAT
+def language_head(tokens: int, width: int, itemsize: int) -> int:
+    """The gradient of what the frozen head reads, which comes with the loss, and the last state of the backbone."""
+    return tokens * width * (FLOAT + itemsize)
+
+
+def logits_at_once(tokens: int, width: int, vocabulary: int) -> int:
+    """The part of the logits that exists while the loss is computed; not kept."""
+    return vocabulary * rows_at_once(tokens, width, vocabulary) * FLOAT if vocabulary else 0
 
 
 _NORM_ROWS = {"layer": 2, "rms": 1}
