@@ -199,10 +199,8 @@ class LadderModel(nn.Module):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             side, last = side[:, kept], last[:, kept]
         if self.training and self.num_labels is None and labels is not None and not extras["logits_to_keep"]:
-            loss = self._language_loss(side, last, labels, num_items_in_batch)
-            return with_lazy_logits(
-                model_output(self.task, loss, None, past), lambda: self._logits(side, last, attention_mask)
-            )
+            output = model_output(self.task, self._language_loss(side, last, labels, num_items_in_batch), None, past)
+            return with_lazy_logits(output, lambda: self._logits(side, last, attention_mask))
         logits = self._logits(side, last, attention_mask)
         loss = None if labels is None else self._loss(logits, labels, num_items_in_batch)
         return model_output(self.task, loss, logits, past)

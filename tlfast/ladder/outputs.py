@@ -17,7 +17,8 @@ def with_lazy_logits(output: Any, make: Callable[[], torch.Tensor]) -> Any:
     As an attribute, by name or by place. Until then, and in what transformers or PyTorch make of it (to_tuple, gathered
     or cast copies), it has none.
     """
-    lazy = _lazy_class(type(output))(**output)
+    output_class: Any = type(output)
+    lazy = _lazy_class(output_class)(**output)
     lazy.__dict__[_MAKE] = make
     return lazy
 

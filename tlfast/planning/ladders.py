@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..backbone.parts import BlockSpec
 from ..backbone.stack import Stack
 from ..ladder import LadderConfig
 from ..ladder.heads import ClassifierHead, LanguageHead
@@ -30,6 +31,12 @@ class _Side:
     @property
     def rungs(self) -> int:
         return len(self.stack.taps)
+
+    @property
+    def spec(self) -> BlockSpec:
+        """The shape of its blocks."""
+        block: Any = self.network.blocks[0]
+        return block.spec
 
 
 def ladder_rows(
@@ -104,7 +111,7 @@ def _row(
 
 
 def _saved(outline: Outline, side: _Side, config: LadderConfig, precision: str, storage: str) -> int:
-    spec, width = side.network.blocks[0].spec, side.stack.spec.width
+    spec, width = side.spec, side.stack.spec.width
     itemsize = outline.tap_itemsize(side.stack, precision)
     a_block = terms.tap(storage, side.tokens, width, itemsize, config.tap_dim) + terms.block(spec, side.tokens)
     if spec.cross:
@@ -140,7 +147,7 @@ def _backward_room(outline: Outline, sides: list[_Side], storage: str) -> int:
     """The most that one side block takes in the backward."""
     most = 0
     for side in sides:
-        spec = side.network.blocks[0].spec
+        spec = side.spec
         inside = terms.block(spec, side.tokens) + side.tokens * 2 * spec.hidden * FLOAT
         if storage == "stream":  # the gradients of all rungs wait for the second forward
             inside += side.rungs * side.tokens * spec.width * FLOAT
@@ -167,9 +174,9 @@ def _forwards(outline: Outline, sides: list[_Side], storage: str) -> tuple[float
     blocks, head = work.frozen_blocks(outline), work.head(outline)
     own = head  # the gradient of what the head reads
     for side in sides:
-        spec, width = side.network.blocks[0].spec, side.stack.spec.width
+        spec, width = side.spec, side.stack.spec.width
         # forward, recomputed in the backward, and a backward of twice that
         own += 4 * work.side(side.network, spec, side.tokens, side.keys)
-        own += 2 * work.rungs(side.rungs + 1, side.tokens, width, spec.width)
+        own += 2 * work.rungs(side.rungs, side.tokens, width, spec.width)
     again = blocks if storage == "stream" else 0
     return (blocks + head + own + again) / (blocks + head), (head + own) / (blocks + head)

@@ -22,7 +22,7 @@ class Adapted(nn.Module):
         self.down = nn.Linear(inputs, rank, bias=False)
         self.up = nn.Linear(rank, outputs, bias=False)
 
-    def adapter(self) -> list[nn.Parameter]:
+    def adapter(self) -> list[torch.Tensor]:
         """What is trained."""
         return [self.down.weight, self.up.weight]
 

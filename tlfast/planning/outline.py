@@ -101,7 +101,8 @@ def default_task(config: Any) -> str:
         return "seq2seq-lm"
     if not hasattr(config, "vocab_size") and hasattr(config, "image_size"):
         return "image-classification"
-    family = find_family(_Of(config))
+    of_config: Any = _Of(config)
+    family = find_family(of_config)
     return "causal-lm" if family is not None and list(family.stacks) == ["decoder"] else "sequence-classification"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..backbone.parts import BlockSpec
 from ..ops.linear_cross_entropy.recompute import rows_at_once
 
-FLOAT, HALF, SEED = 4, 2, 8
+FLOAT = 4
 STORAGES = ("keep", "int8", "project", "stream", "offload")
 
 
@@ -73,7 +73,7 @@ def language_head(tokens: int, width: int, itemsize: int) -> int:
 
 def logits_at_once(tokens: int, width: int, vocabulary: int) -> int:
     """The part of the logits that exists while the loss is computed; not kept."""
-    return vocabulary * rows_at_once(tokens, width, vocabulary) * FLOAT if vocabulary else 0
+    return vocabulary * min(tokens, rows_at_once(tokens, width, vocabulary)) * FLOAT
 
 
 _NORM_ROWS = {"layer": 2, "rms": 1}

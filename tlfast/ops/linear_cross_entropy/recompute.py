@@ -28,7 +28,7 @@ def linear_cross_entropy(
     losses = torch.zeros(len(wanted), dtype=wide, device=hidden.device)
     gradient = torch.empty_like(read) if need_gradient else None
     matrix = head.matrix(hidden.dtype) if need_gradient else None
-    for part in parts(len(wanted), rows_at_once(*hidden.shape, head.shape[0])):
+    for part in parts(len(wanted), rows_at_once(len(hidden), hidden.shape[1], head.shape[0])):
         into = None if gradient is None else gradient[part]
         losses[part] = _losses(head, matrix, read[part], wanted[part], into)
     if gradient is not None and not whole:
