@@ -56,7 +56,7 @@ def reduced(spec: BlockSpec, reduction: int, dropout: float | None = None) -> Bl
 
 
 class SideFeedForward(nn.Module):
-    """down(act(up x)), or down(act(gate x) * up x). forward(x): (B, S, R); its hidden layer is not kept."""
+    """down(act(up x)), or down(act(gate x) * up x). forward(x): (B, S, R)."""
 
     def __init__(self, spec: BlockSpec) -> None:
         super().__init__()
@@ -68,12 +68,6 @@ class SideFeedForward(nn.Module):
         self.down = nn.Linear(spec.hidden, spec.width, bias=spec.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not torch.is_grad_enabled():
-            return self._compute(x)
-        # recomputing ends at the last product's input: the product itself runs once
-        return checkpoint(self._compute, x, use_reentrant=False, preserve_rng_state=False)
-
-    def _compute(self, x: torch.Tensor) -> torch.Tensor:
         if self.gate is None:
             return self.down(self.activation(self.up(x)))
         return self.down(self.activation(self.gate(x)) * self.up(x))
@@ -93,13 +87,13 @@ class _Layer(NamedTuple):
 
 
 class SideBlock(nn.Module):
-    """A transformer block (attention, cross-attention in a decoder, feed-forward) that keeps only narrow tensors.
+    """A transformer block (attention, cross-attention in a decoder, feed-forward) that keeps only its input.
 
     forward(x, key_mask): x (B, S, R), key_mask (B, S) bool, True where a token is. Returns (B, S, R). The other
     arguments are those of `SideAttention` and `SideCrossAttention`; cache and memory_cache hold what they keep.
-    Kept for the backward pass, with the native kernels (CPU, float32): nine tensors of width R (x, queries, keys,
-    values, the heads' output, and sum and norm around both layers) and a few numbers a row. The attention map exists
-    in neither pass; the feed-forward's hidden layer, the widest part, is recomputed.
+    Kept for the backward pass: x, and what other blocks read too (memory, bias, rotation, masks). The rest is computed
+    once more there, with the same dropout; with a cache, as in decoding, everything is kept. The attention map exists
+    in neither pass.
     Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.1, for norms behind the layers; Xiong et al. 2020 (arXiv
     2002.04745) for norms before them.
     """
@@ -135,6 +129,24 @@ class SideBlock(nn.Module):
         # drawn here, so that recomputing draws nothing
         count = 5 if self.spec.cross else 3
         seeds = torch.randint(2**62, (count,)).unbind() if self.training else (None,) * count
+        arguments = (x, seeds, key_mask, bias, rotation, memory, memory_mask, cache, memory_cache)
+        if not torch.is_grad_enabled() or cache is not None:
+            return self._compute(*arguments)
+        # recomputing ends at the input of the last product: that one is not needed again
+        return checkpoint(self._compute, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+    def _compute(
+        self,
+        x: torch.Tensor,
+        seeds: tuple[torch.Tensor | None, ...],
+        key_mask: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        rotation: Rotation | None,
+        memory: torch.Tensor | None,
+        memory_mask: torch.Tensor | None,
+        cache: Any,
+        memory_cache: Any,
+    ) -> torch.Tensor:
         dropout_p = self.spec.attention_dropout if self.training else 0.0
         attend = functools.partial(
             self.attention,
