@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
-from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
 import tlfast
 
@@ -22,6 +22,23 @@ def bert_base(seed: int = 0) -> BertModel:
     return BertModel(BertConfig()).eval()
 
 
+def t5_base(seed: int = 0) -> T5ForConditionalGeneration:
+    """T5-base dimensions, random weights."""
+    torch.manual_seed(seed)
+    sizes = {"d_model": 768, "d_ff": 3072, "d_kv": 64, "num_heads": 12, "num_layers": 12}
+    return T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0))
+
+
+def pairs_batch(batch: int, source: int, target: int, vocabulary: int = 32_000) -> dict[str, torch.Tensor]:
+    """Full-length random source and target tokens."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "input_ids": torch.randint(5, vocabulary, (batch, source), generator=generator),
+        "attention_mask": torch.ones(batch, source, dtype=torch.long),
+        "labels": torch.randint(5, vocabulary, (batch, target), generator=generator),
+    }
+
+
 def text_batch(batch: int = BATCH, sequence: int = SEQUENCE, vocabulary: int = 30_000) -> dict[str, torch.Tensor]:
     """Full-length random tokens with labels."""
     generator = torch.Generator().manual_seed(0)
@@ -32,10 +49,12 @@ def text_batch(batch: int = BATCH, sequence: int = SEQUENCE, vocabulary: int = 3
     }
 
 
-def ladder(backbone: nn.Module, **settings: Any) -> tlfast.LadderModel:
+def ladder(
+    backbone: nn.Module, task: str = "sequence-classification", precision: str = "fp32", **settings: Any
+) -> tlfast.LadderModel:
     """Ours, in train mode with the backbone's own dropout."""
     config = tlfast.LadderConfig(**{"reduction": REDUCTION, "init": "random", **settings})
-    return tlfast.LadderModel(tlfast.freeze(backbone), config=config).train()
+    return tlfast.LadderModel(tlfast.freeze(backbone, precision), task, config=config).train()
 
 
 def lora(rank: int = 8, seed: int = 0) -> nn.Module:
@@ -44,6 +63,16 @@ def lora(rank: int = 8, seed: int = 0) -> nn.Module:
     model = AutoModelForSequenceClassification.from_config(BertConfig())
     config = LoraConfig(task_type=TaskType.SEQ_CLS, r=rank, lora_alpha=16, target_modules=["query", "value"])
     return get_peft_model(model, config).train()
+
+
+def t5_lora(rank: int = 32, checkpointed: bool = False) -> nn.Module:
+    """peft LoRA on query and value of T5-base; checkpointed: each block keeps its input alone."""
+    config = LoraConfig(task_type=TaskType.SEQ_2_SEQ_LM, r=rank, lora_alpha=rank, target_modules=["q", "v"])
+    model = get_peft_model(t5_base(), config).train()
+    if checkpointed:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
 
 
 def full(seed: int = 0) -> nn.Module:

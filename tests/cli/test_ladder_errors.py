@@ -150,12 +150,22 @@ def test_a_name_that_cannot_be_fetched(data, tmp_path, monkeypatch):
         ("--dropout", "2", "dropout: got 2.0"),
         ("--precision", "int3", "precision: 'int3' is not available"),
         ("--reduction", "5", "reduction"),
+        ("--tap-storage", "float3", "tap_storage: 'float3' is not available; allowed: 'keep', 'int8', 'project'"),
+        ("--tap-dim", "8", "--tap-dim 8: means nothing for --tap-storage keep; leave it out"),
+        ("--tap-storage", "project", "tap_dim: 96 is more than the 32 channels of a tap; pass at most 32"),
     ],
 )
 def test_bad_settings(data, tmp_path, option, value, message):
     out = tmp_path / "run"
     refused(train(data / "bert", data / "train.tsv", data / "test.tsv", out, option, value), message)
     assert not out.exists()
+
+
+def test_offloading_without_a_gpu(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    result = train(data / "bert", data / "train.tsv", data / "test.tsv", tmp_path / "run", "--tap-storage", "offload")
+    refused(result, "--tap-storage offload", "there is no GPU; use int8 or stream")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_becomes_nan(data, tmp_path):

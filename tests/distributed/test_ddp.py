@@ -92,6 +92,21 @@ def test_only_side_gradients_travel(two_processes, task):
         assert all(np.array_equal(weight, both[0][3][name]) for name, weight in weights.items())
 
 
+def train_storage_in_two(rank, task, storage):
+    model = cases.ladder(task, seed=rank, tap_storage=storage, tap_dim=8)
+    losses = cases.train(DistributedDataParallel(model), task, 5, rank, 2)
+    return losses, cases.side_weights(model), {name: x.numpy() for name, x in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("storage", ["stream", "project"])
+@pytest.mark.parametrize("task", ["sequence-classification", "seq2seq-lm"])
+def test_two_processes_train_as_one_with_every_tap_storage(two_processes, task, storage):
+    expected = cases.train(cases.ladder(task, tap_storage=storage, tap_dim=8), task, 5)
+    (losses, weights, state), (other_losses, _, other_state) = two_processes(train_storage_in_two, task, storage)
+    assert np.mean([losses, other_losses], axis=0) == pytest.approx(expected, abs=BAR, rel=0)
+    assert weights and all(np.array_equal(tensor, other_state[name]) for name, tensor in state.items())
+
+
 def calibrate(rank, init, which):
     model = cases.ladder("sequence-classification", init=init)
     model.calibrate(SHARES[which](rank))

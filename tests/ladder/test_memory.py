@@ -5,6 +5,7 @@ import torch
 from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
 import tlfast
+from benchmarks.memory import peak_bytes
 from tlfast import LadderConfig, LadderModel
 from tlfast.bench.measure import saved_bytes
 
@@ -13,17 +14,18 @@ SIDE = WIDTH // REDUCTION
 TOKENS = BATCH * SEQUENCE
 
 
-def ladder(dropout):
+def encoder_ladder(dropout, blocks=BLOCKS, **settings):
     torch.manual_seed(0)
-    sizes = {"hidden_size": WIDTH, "num_hidden_layers": BLOCKS, "num_attention_heads": HEADS, "intermediate_size": 768}
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": blocks, "num_attention_heads": HEADS, "intermediate_size": 768}
     backbone = tlfast.freeze(BertModel(BertConfig(**sizes, vocab_size=100)))
-    return LadderModel(backbone, config=LadderConfig(reduction=REDUCTION, init="random", dropout=dropout)).train()
+    settings = {"reduction": REDUCTION, "init": "random", "dropout": dropout} | settings
+    return LadderModel(backbone, config=LadderConfig(**settings)).train()
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_training_forward_keeps_the_formula_and_nothing_more(dropout, padded):
-    model = ladder(dropout)
+    model = encoder_ladder(dropout)
     ids = torch.randint(0, 100, (BATCH, SEQUENCE))
     mask = torch.ones_like(ids)
     if padded:
@@ -92,3 +94,40 @@ def test_t5_base_keeps_at_most_16_mib_a_sample():
         "labels": torch.randint(3, 32128, (samples, 4)),
     }
     assert saved_bytes(lambda: model(**batch)) <= 16 * 2**20 * samples
+
+
+STORAGES = ("keep", "int8", "project", "stream")
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("storage", STORAGES)
+def test_of_a_tap_is_kept_what_its_storage_says(storage, dropout):
+    width, tokens = 16, BATCH * SEQUENCE
+    torch.manual_seed(0)
+    model = encoder_ladder(dropout, tap_storage=storage, tap_dim=width)
+    ids = torch.randint(0, 100, (BATCH, SEQUENCE))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.zeros(BATCH, dtype=torch.long)}
+    model(**batch).loss.backward()
+    kept = saved_bytes(lambda: model(**batch))
+
+    a_token = {"keep": 4 * WIDTH, "int8": WIDTH + 4, "project": 4 * width, "stream": 0}[storage]
+    taps = (BLOCKS + 1) * tokens * a_token
+    s = BLOCKS if storage in ("keep", "int8") else 0  # the others' gates need z and the tap
+    narrow = (BLOCKS + s + 1) * tokens * SIDE * 4
+    formula = taps + narrow + 3 * tokens * 4
+    head = 8 * BATCH * WIDTH * 4
+    assert formula <= kept <= formula + head
+
+
+def test_a_stream_never_holds_the_taps_together():
+    """The peaks of a whole step, forward and backward: of 13 taps that "keep" holds at once."""
+    torch.manual_seed(0)
+    steps = {}
+    for storage in ("keep", "stream"):
+        model = encoder_ladder(0.1, blocks=12, tap_storage=storage)
+        ids = torch.randint(0, 100, (BATCH, SEQUENCE))
+        batch = {"input_ids": ids, "labels": torch.zeros(BATCH, dtype=torch.long)}
+        model(**batch).loss.backward()
+        steps[storage] = peak_bytes(lambda model=model, batch=batch: model(**batch).loss.backward())
+    tap = TOKENS * WIDTH * 4
+    assert steps["keep"] - steps["stream"] >= 9 * tap

@@ -15,9 +15,9 @@ def examples(count=48):
     return [{k: v[0] for k, v in batch((6,), labels=2, seed=i).items()} for i in range(count)]
 
 
-def trainer(folder, callbacks=(), **arguments):
+def trainer(folder, callbacks=(), ladder=None, **arguments):
     torch.manual_seed(0)
-    model = LadderModel(tlfast.freeze(tiny()), config=LadderConfig(reduction=2))
+    model = LadderModel(tlfast.freeze(tiny()), config=LadderConfig(**{"reduction": 2} | (ladder or {})))
     settings = {
         "output_dir": str(folder),
         "num_train_epochs": 3,
@@ -87,3 +87,26 @@ def test_the_best_checkpoint_is_loaded_at_the_end(tmp_path):
     run.train()
     losses = [row["eval_loss"] for row in run.state.log_history if "eval_loss" in row]
     assert run.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("storage", ["stream", "int8", "project"])
+def test_every_tap_storage_trains_with_accumulation_and_resumes(storage, tmp_path):
+    settings = {"num_train_epochs": 2, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
+    ladder = {"tap_storage": storage, "tap_dim": 8, "dropout": 0.1}
+    whole = trainer(tmp_path / "whole", ladder=ladder, **settings)
+    whole.train()
+    trainer(tmp_path / "cut", callbacks=[StopAfter(6)], ladder=ladder, **settings).train()
+    resumed = trainer(tmp_path / "cut", ladder=ladder, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    expected = side_weights(whole.model)
+    for name, tensor in side_weights(resumed.model).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_streaming_trains_as_keeping_does(tmp_path):
+    losses = []
+    for storage in ("keep", "stream"):
+        run = trainer(tmp_path / storage, ladder={"tap_storage": storage, "dropout": 0.1}, num_train_epochs=1)
+        run.train()
+        losses.append([row["loss"] for row in run.state.log_history if "loss" in row])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

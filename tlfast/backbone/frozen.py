@@ -17,12 +17,14 @@ from .neighbours import kept_together
 from .outputs import (
     BackboneOutput,
     EncoderDecoderOutput,
+    Visit,
     check_mask,
     finish,
     is_empty,
     last_hidden_state_of,
     pack,
     token_shape,
+    without_padding,
 )
 from .packed import Batch, PackedStack, contiguous, first_weight, reach_blocks
 from .packed_block import why_not, why_not_fp32
@@ -234,16 +236,21 @@ class FrozenBackbone(nn.Module):
         with kept_together(self.model):
             return super()._apply(*args, **kwargs)
 
-    def forward(self, *, packed: bool = False, cache: Any = None, **inputs: Any) -> Any:
+    def forward(self, *, packed: bool = False, cache: Any = None, visit: Visit | None = None, **inputs: Any) -> Any:
         """Run the model once on transformers' inputs (input_ids, attention_mask, pixel_values ...) and keep its taps.
 
         attention_mask: (B, S), nonzero where a token is; without it every position is one. With a cache it covers
             the cached positions too.
         packed: give (tokens, D) instead of (B, S, D). cache: transformers' cache of a decoder's keys and values.
+        visit: called with what the first block reads and then with each tap, (B, S, D), as soon as it is there; the
+            output then has none. In fewer bits than float32 the sums between pre-norm blocks may be rounded once more.
+            Of an encoder-decoder `encode` and `decode` take one each.
         Returns a BackboneOutput, for an encoder-decoder an EncoderDecoderOutput.
         """
         if not self.is_encoder_decoder:
-            return self._output(self.stack, self.base, inputs, cache, packed)
+            return self._output(self.stack, self.base, inputs, cache, packed, visit)
+        if visit is not None:
+            raise ValueError("visit: an encoder-decoder has two stacks of taps; pass one to encode and one to decode")
         names = _DECODER_INPUTS
         decoder_inputs = {name: inputs.pop(name) for name in list(inputs) if name in names}
         encoder = self.encode(**inputs)
@@ -253,9 +260,9 @@ class FrozenBackbone(nn.Module):
             encoder = pack(encoder, None if mask is None else mask.bool())
         return EncoderDecoderOutput(encoder, decoder)
 
-    def encode(self, **inputs: Any) -> BackboneOutput:
+    def encode(self, visit: Visit | None = None, **inputs: Any) -> BackboneOutput:
         """Run an encoder-decoder's encoder alone."""
-        return self._output(self.stacks["encoder"], self.base.get_encoder(), inputs, None, packed=False)
+        return self._output(self.stacks["encoder"], self.base.get_encoder(), inputs, None, packed=False, visit=visit)
 
     def decode(
         self,
@@ -266,6 +273,7 @@ class FrozenBackbone(nn.Module):
         decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
+        visit: Visit | None = None,
     ) -> BackboneOutput:
         """Run an encoder-decoder's decoder on what its encoder gave."""
         if decoder_input_ids is None and decoder_inputs_embeds is None:
@@ -281,16 +289,18 @@ class FrozenBackbone(nn.Module):
             "encoder_attention_mask": encoder_attention_mask,
         }
         given = {name: value for name, value in inputs.items() if value is not None}
-        return self._output(self.stacks["decoder"], self.base.get_decoder(), given, cache, packed)
+        return self._output(self.stacks["decoder"], self.base.get_decoder(), given, cache, packed, visit)
 
-    def _output(self, stack: Stack, module: Any, inputs: dict[str, Any], cache: Any, packed: bool) -> BackboneOutput:
+    def _output(
+        self, stack: Stack, module: Any, inputs: dict[str, Any], cache: Any, packed: bool, visit: Visit | None
+    ) -> BackboneOutput:
         """One forward of a stack, over packed tokens where it can be."""
         fast = None if cache is not None or is_empty(inputs) or _meets_blocks(stack, inputs) else self._fast(stack)
         if fast is not None:
             mask = check_mask(inputs.get("attention_mask"), token_shape(inputs), 0, "")
             if not stack.measures_distance or contiguous(mask):
-                return self._run_packed(fast, stack, module, inputs, mask, packed)
-        return finish(*self._run(stack, module, inputs, cache), packed)
+                return self._run_packed(fast, stack, module, inputs, mask, packed, visit)
+        return finish(*self._run(stack, module, inputs, cache, visit), packed)
 
     def _run_packed(
         self,
@@ -300,6 +310,7 @@ class FrozenBackbone(nn.Module):
         inputs: dict[str, Any],
         mask: torch.Tensor | None,
         packed: bool,
+        visit: Visit | None,
     ) -> BackboneOutput:
         """One forward whose blocks see tokens alone, without padding."""
         if self.model.training:
@@ -308,6 +319,10 @@ class FrozenBackbone(nn.Module):
             embedding, block_inputs = reach_blocks(stack, module, inputs)
             batch = Batch.of(stack, embedding.shape[:2], mask, block_inputs)
             x = batch.pack(embedding.to(fast.dtype))
+            if visit is not None:
+                visit(batch.unpack(x))
+                last = fast.run_visiting(x, batch.sequences, stack.taps, lambda tap: visit(batch.unpack(tap)))
+                return BackboneOutput(batch.unpack(x), (), batch.unpack(last))
             taps, last = fast.run(x, batch.sequences, stack.taps)
             if packed:
                 return BackboneOutput(x, tuple(taps), last, batch.sequences.offsets.placed)
@@ -326,7 +341,7 @@ class FrozenBackbone(nn.Module):
         return found[1]
 
     def _run(
-        self, stack: Stack, module: Any, inputs: dict[str, Any], cache: Any
+        self, stack: Stack, module: Any, inputs: dict[str, Any], cache: Any, visit: Visit | None
     ) -> tuple[BackboneOutput, torch.Tensor | None]:
         """One forward of a stack, padded and with whatever stands at padding; and the mask of its tokens."""
         shape = token_shape(inputs)
@@ -338,14 +353,23 @@ class FrozenBackbone(nn.Module):
             weight = next(self.model.parameters())
             width = self.output_width if stack is self.stack else stack.spec.width
             embedding, *taps = (weight.new_zeros(*shape, stack.spec.width) for _ in range(1 + len(stack.taps)))
+            if visit is not None:
+                for tap in (embedding, *taps):
+                    visit(tap)
+                taps.clear()
             return BackboneOutput(embedding, tuple(taps), weight.new_zeros(*shape, width)), mask
         if self.model.training:  # the caller's own handle on the shared model may have switched it
             self.train(False)
         if stack.spec.causal:
             inputs = inputs | cache_arguments(module, cache)
-        with torch.no_grad(), capture(stack) as seen:
+        with (
+            torch.no_grad(),
+            capture(stack, None if visit is None else (lambda x: visit(without_padding(x, mask)))) as seen,
+        ):
             last = last_hidden_state_of(module(**inputs))
-        return BackboneOutput(seen[EMBEDDING], tuple(seen[index] for index in stack.taps), last), mask
+        return BackboneOutput(
+            seen.pop(EMBEDDING), tuple(seen[index] for index in stack.taps if index in seen), last
+        ), mask
 
     def extra_repr(self) -> str:
         """One line for print(): of each stack how its blocks run, why not over packed tokens, and which are tapped."""

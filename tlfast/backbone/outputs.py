@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+
+Visit = Callable[[torch.Tensor], None]
 
 _INPUTS = ("input_ids", "inputs_embeds")
 
@@ -92,6 +95,13 @@ def finish(output: BackboneOutput, mask: torch.Tensor | None, packed: bool) -> B
             tensor.masked_fill_(padding, 0)
         return replace(output, embedding=output.embedding.masked_fill(padding, 0))
     return output
+
+
+def without_padding(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """(B, S, D) with zeros at padding; a copy where there is any, for the model may still read x."""
+    if mask is None or (mask.device.type == "cpu" and bool(mask.all())):
+        return x
+    return x.masked_fill(~mask[..., None], 0)
 
 
 def pack(output: BackboneOutput, mask: torch.Tensor | None) -> BackboneOutput:

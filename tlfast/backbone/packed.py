@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +77,7 @@ class PackedStack:
         self.final_norm = None if norm is None else Norm.of(norm, stack.spec.norm == "rms")
         self.activation = ACTIVATIONS[stack.spec.activation]
         self.table = self._at_once()
+        self._pieces: dict[tuple[int, ...], list[tuple[Table, tuple[int, ...]]]] = {}
         self.dtype = TOKENS if self.table is None else self.table.dtype
 
     def run(
@@ -86,6 +88,33 @@ class PackedStack:
             places = sequences.offsets.host, taps, sequences.bias, sequences.rotation
             return packed_blocks(x, self.table, *places)
         return self.run_one_by_one(x, sequences, taps)
+
+    def run_visiting(
+        self, x: torch.Tensor, sequences: Sequences, taps: tuple[int, ...], visit: Callable[[torch.Tensor], None]
+    ) -> torch.Tensor:
+        """The last hidden state; each tapped block's output is handed to `visit` as soon as it is there."""
+        if self.table is None or why_not_at_once(x, self.table, sequences.offsets.host) is not None:
+            return self._one_by_one(x, sequences, lambda index, output: visit(output) if index in taps else None)
+        last = x
+        for table, tapped in self._parts(taps):
+            places = sequences.offsets.host, tapped, sequences.bias, sequences.rotation
+            outputs, last = packed_blocks(x, table, *places)
+            for x in outputs:
+                visit(x)
+        return last
+
+    def _parts(self, taps: tuple[int, ...]) -> list[tuple[Table, tuple[int, ...]]]:
+        """The table in pieces that end behind each tap, and which of a piece's blocks is the tap, if any."""
+        if taps not in self._pieces:
+            assert self.table is not None
+            blocks, norm, form = self.table.blocks, self.table.final_norm, self.table.form
+            ends = sorted({*(tap + 1 for tap in taps), len(blocks)})
+            pieces: list[tuple[Table, tuple[int, ...]]] = []
+            for start, end in itertools.pairwise([0, *ends]):
+                piece = Table(blocks[start:end], norm if end == len(blocks) else None, form)
+                pieces.append((piece, (end - start - 1,) if end - 1 in taps else ()))
+            self._pieces[taps] = pieces
+        return self._pieces[taps]
 
     def _at_once(self) -> Table | None:
         """The blocks as ops.packed_blocks takes them; None where they have more to them than it runs."""
@@ -116,7 +145,15 @@ class PackedStack:
         self, x: torch.Tensor, sequences: Sequences, taps: tuple[int, ...]
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """The same, an operation at a time."""
-        kept, pre = {}, self.spec.placement != "post"
+        outputs: dict[int, torch.Tensor] = {}
+        last = self._one_by_one(x, sequences, lambda index, x: outputs.update({index: x}) if index in taps else None)
+        return [outputs[index] for index in taps], last
+
+    def _one_by_one(
+        self, x: torch.Tensor, sequences: Sequences, see: Callable[[int, torch.Tensor], None]
+    ) -> torch.Tensor:
+        """The last hidden state; each block's index and output is shown to `see`."""
+        pre = self.spec.placement != "post"
         normed = self.blocks[0].attention_norm(x)[1] if pre and self.blocks else x
         for index, block in enumerate(self.blocks):
             if pre:
@@ -125,9 +162,8 @@ class PackedStack:
             else:
                 x = self._post_norm(block, x, sequences)
                 normed = x
-            if index in taps:
-                kept[index] = x
-        return [kept[index] for index in taps], normed
+            see(index, x)
+        return normed
 
     def _post_norm(self, block: PackedBlock, x: torch.Tensor, sequences: Sequences) -> torch.Tensor:
         _, x = block.attention_norm(self._attend(block, x, sequences), x)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .outputs import Visit
 from .stack import Stack
 
 EMBEDDING = -1  # the input of block 0, beside the blocks' indices
@@ -19,22 +20,31 @@ _REGISTERING = threading.Lock()
 
 
 @contextmanager
-def capture(stack: Stack) -> Iterator[dict[int, torch.Tensor]]:
+def capture(stack: Stack, visit: Visit | None = None) -> Iterator[dict[int, torch.Tensor]]:
     """Forward hooks for the time of one call: the caller's model is left as it was.
 
-    They see this thread's call alone: others may run the shared model at the same time.
+    Inside, what block 0 reads is kept as EMBEDDING, and each tap by its index; with `visit` they are handed to that as
+    they come, and of them the embedding alone is kept. The hooks see this thread's call alone: others may run the
+    shared model at the same time.
     """
     seen: dict[int, torch.Tensor] = {}
+
+    def see(index: int, x: torch.Tensor) -> None:
+        if visit is None or index == EMBEDDING:
+            seen[index] = x
+        if visit is not None:
+            visit(x)
+
     thread = threading.get_ident()
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if threading.get_ident() == thread:
-            seen[EMBEDDING] = args[0] if args else kwargs["hidden_states"]
+            see(EMBEDDING, args[0] if args else kwargs["hidden_states"])
 
     def keep(index: int) -> Any:
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
             if threading.get_ident() == thread:
-                seen[index] = output[0] if isinstance(output, tuple) else output
+                see(index, output[0] if isinstance(output, tuple) else output)
 
         return after
 

@@ -85,6 +85,16 @@ def train(
     ] = None,
     init: Annotated[str, typer.Option(help="How the side network starts: prune, pca or random.")] = "prune",
     dropout: Annotated[float | None, typer.Option(help="Of the side network; default: the backbone's own.")] = None,
+    tap_storage: Annotated[
+        str,
+        typer.Option(
+            help="How the backbone's states are kept for the backward pass: keep, int8, project, offload (from a GPU "
+            "to the host) or stream (not at all: the backbone runs twice)."
+        ),
+    ] = "keep",
+    tap_dim: Annotated[
+        int | None, typer.Option(min=1, help="To how many numbers a token --tap-storage project reduces; default: 96.")
+    ] = None,
     precision: Annotated[
         str | None,
         typer.Option(help="Of the frozen weights: fp32 (default), bf16, int8 or nf4; a prepared folder has its own."),
@@ -123,7 +133,8 @@ def train(
         tag_column=tag_column,
         block_size=block_size,
     )
-    rates, config = learning_rates(lr), ladder_config(reduction, layers, decoder_layers, init, dropout)
+    rates = learning_rates(lr)
+    config = ladder_config(reduction, layers, decoder_layers, init, dropout, tap_storage, tap_dim)
     check_test(test_file, kind)
     storage = storage_of(cache, cache_storage)
     settings = training.Settings(epochs, batch_size, rates, seed=seed)
@@ -262,7 +273,8 @@ def _fit(
     from .. import training
 
     def make_model() -> LadderModel:
-        return make(calibration=training.calibration_batches(data, settings.seed))
+        with settings_of_the_user():  # too few tokens for --tap-dim
+            return make(calibration=training.calibration_batches(data, settings.seed))
 
     progress = on_terminal() and not quiet
     return training.fit(make_model, seen, settings, run.checkpoints, resume, progress, _silent if quiet else note)

@@ -54,15 +54,32 @@ def learning_rates(text: str) -> tuple[float, ...]:
 
 
 def ladder_config(
-    reduction: int, layers: str, decoder_layers: str | None, init: str, dropout: float | None
+    reduction: int,
+    layers: str,
+    decoder_layers: str | None,
+    init: str,
+    dropout: float | None,
+    tap_storage: str = "keep",
+    tap_dim: int | None = None,
 ) -> LadderConfig:
     """The ladder that the options describe."""
+    import torch
+
     from ..ladder import LadderConfig
 
+    if tap_dim is not None and tap_storage != "project":
+        raise InputError(f"--tap-dim {tap_dim}: means nothing for --tap-storage {tap_storage}; leave it out")
+    if tap_storage == "offload" and not torch.cuda.is_available():
+        raise InputError(
+            "--tap-storage offload: brings states from a GPU to the host, and there is no GPU; use int8 or stream"
+        )
+    taps: dict[str, Any] = {"tap_storage": tap_storage} | ({} if tap_dim is None else {"tap_dim": tap_dim})
     blocks = _blocks("--layers", layers)
     decoder = None if decoder_layers is None else _blocks("--decoder-layers", decoder_layers)
     with settings_of_the_user():
-        return LadderConfig(reduction=reduction, layers=blocks, decoder_layers=decoder, init=init, dropout=dropout)
+        return LadderConfig(
+            reduction=reduction, layers=blocks, decoder_layers=decoder, init=init, dropout=dropout, **taps
+        )
 
 
 def _blocks(option: str, text: str) -> str | list[int]:

@@ -11,7 +11,7 @@ from typing import Any
 INITS = ("prune", "pca", "random")
 GATES = ("scalar", "channel")
 POOLINGS = ("mean", "cls", "last")
-TAP_STORAGES = ("keep",)
+TAP_STORAGES = ("keep", "int8", "project", "offload", "stream")
 
 
 @dataclass
@@ -24,8 +24,13 @@ class LadderConfig:
     gate: one alpha a rung ("scalar", as in the paper) or one a side channel ("channel").
     init: "prune" the backbone's blocks structurally, rotate them onto the taps' principal components ("pca"), or
         "random". Of a model the table of families does not know, only the rungs start from the backbone.
-    tap_storage: how a tap is kept for the backward pass; "keep": as the backbone gives it.
-    tap_dim: the width k to which a projecting tap storage reduces a tap; "keep" has no use for it.
+    tap_storage: how a tap is kept for the backward pass, which needs it for the gradient of its projection alone.
+        "keep": as the backbone gives it. "int8": in 8 bits with a scale a token; of all gradients only those of the
+        projections are inexact, by about 1 %. "project": the rungs read P h, tap_dim numbers, with a fixed basis P for
+        each tap (the principal components of calibration's taps); its gradients are exact, but what a tap holds beside
+        the basis is lost. "offload": in the host's pinned memory, from a GPU. "stream": not at all; the backbone runs a
+        second time in the backward pass. With "keep", "offload" and "stream" gradients are the same within rounding.
+    tap_dim: the width k to which "project" reduces a tap; the others have no use for it.
     dropout: of the side network; None takes the backbone's own probabilities.
     pooling: what a sequence head reads: the masked "mean", the first ("cls") or the "last" token.
     blend: let the head read the backbone's own last hidden state too: a classifier through a trained gate, a language

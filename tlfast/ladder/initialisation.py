@@ -9,6 +9,8 @@ network's width in two steps:
 - between blocks, read and write the residual stream through a fixed basis P (D, R): the R channels with the largest
   variance ("prune"), or the first R principal components of the taps ("pca"). Rungs start as P^T.
 A block whose inside the table of families does not know starts at random, and only its rung as P^T.
+Where rungs read their taps through a fixed basis of their own (tap_storage="project": the first k principal components
+of that tap), they start as P^T restricted to it, and the mean of what the basis leaves out goes into their bias.
 Ladder side-tuning (Sung et al. 2022, section 3.3) ranks all rows together, which mixes heads, and needs a backward
 pass through the backbone for its Fisher score.
 """
@@ -24,21 +26,32 @@ from ..backbone import FrozenBackbone
 from ..backbone.sharding import whole
 from ..backbone.stack import Stack
 from .blocks import SideBlock
-from .moments import Moments, is_distributed, measure
+from .config import LadderConfig
+from .moments import Moments, Spread, is_distributed, measure
 from .pruning import copy_norm, cut, relative_bias
 from .side_network import SideNetwork
 
 
 def initialise(
-    sides: Mapping[str, SideNetwork], backbone: FrozenBackbone, init: str, batches: Iterable[Mapping[str, Any]]
+    sides: Mapping[str, SideNetwork],
+    backbone: FrozenBackbone,
+    config: LadderConfig,
+    batches: Iterable[Mapping[str, Any]],
 ) -> None:
-    """Overwrite the side networks' weights, by stack. init: "prune", "pca", or "random", which leaves them.
+    """Overwrite the side networks' weights, by stack, and the bases of their taps; init="random" leaves the weights.
 
     In a distributed run every process must call this, with its own batches; all start from the same weights.
     """
+    init, projects = config.init, config.tap_storage == "project"
+    if init == "random" and not projects:
+        return
+    moments = measure(backbone, batches, sides.keys() if projects else ())
+    if projects:
+        with torch.no_grad():
+            for name, side in sides.items():
+                _set_bases(side, moments[name], config.tap_dim)
     if init == "random":
         return
-    moments = measure(backbone, batches)
     bases: dict[str, torch.Tensor] = {}
     blocks = {module for stack in backbone.stacks.values() for module in stack.blocks.modules()}
     with torch.no_grad(), whole(module for module in backbone.model.modules() if module not in blocks):
@@ -53,6 +66,20 @@ def initialise(
                     torch.distributed.broadcast(parameter, 0)
 
 
+def _set_bases(side: SideNetwork, moments: Moments, width: int) -> None:
+    """To each entrance of the side network the principal components of what comes in there."""
+    if moments.count < width:
+        raise ValueError(
+            f"calibration: {moments.count} tokens do not determine {width} principal components of a tap; pass more "
+            "batches as calibration, or lower tap_dim"
+        )
+    for module, spread in zip((side.embedding, *side.rungs), moments.each, strict=True):
+        basis: Any = module.basis
+        basis.copy_(_principal(spread, width).T)
+        if is_distributed():
+            torch.distributed.broadcast(basis, 0)
+
+
 def _start(
     side: SideNetwork,
     stack: Stack,
@@ -61,9 +88,14 @@ def _start(
     centre: torch.Tensor,
     memory: torch.Tensor | None,
 ) -> None:
-    for linear in (side.embedding, *side.rungs):
-        linear.weight.copy_(basis.T)
-        linear.bias.copy_(-centre)
+    for place, linear in enumerate((side.embedding, *side.rungs)):
+        weight, bias = basis.T, -centre
+        if linear.basis is not None:
+            mean = moments.each[place].mean.float()
+            bias = bias + weight @ (mean - linear.basis.T @ (linear.basis @ mean))
+            weight = weight @ linear.basis.T
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias)
     if stack.parts is None:
         return
     if stack.final_norm is not None:
@@ -84,7 +116,7 @@ def _select(moments: Moments, width: int) -> torch.Tensor:
     return torch.eye(variance.numel(), device=variance.device)[:, chosen]
 
 
-def _principal(moments: Moments, width: int) -> torch.Tensor:
+def _principal(moments: Spread, width: int) -> torch.Tensor:
     """(D, R): the first R principal components of the taps, signs fixed so that runs agree."""
     _, vectors = torch.linalg.eigh(moments.covariance)
     basis = vectors.flip(1)[:, :width]

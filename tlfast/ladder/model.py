@@ -12,6 +12,7 @@ from torch import nn
 from ..backbone import BackboneOutput, EncoderDecoderOutput, FrozenBackbone, resolve_layers
 from ..backbone.stack import Stack
 from . import checkpoint, generation, tasks
+from .along import states_along
 from .cache import SideCache, new_cache
 from .config import LadderConfig
 from .heads import LanguageHead, SequenceHead, TokenHead
@@ -43,8 +44,9 @@ class LadderModel(nn.Module):
         backbone frozen with its language-model head.
     num_labels: outputs of a classifier; the language models have none. config: a LadderConfig; its layers must be
         among the backbone's taps.
-    calibration: batches (dicts of model inputs) from which init="prune" and "pca" take their statistics; None takes
-        the first batch the model sees. problem_type: as in transformers; None infers it from the labels.
+    calibration: batches (dicts of model inputs) from which init="prune" and "pca", and tap_storage="project", take
+        their statistics; None takes the first batch the model sees. problem_type: as in transformers; None infers it
+        from the labels.
     Works in transformers.Trainer as it is; state_dict() and checkpoints hold no backbone weights. Under
     DistributedDataParallel only the side network's gradients travel; calibration takes the batches of all processes,
     and each must take part.
@@ -76,15 +78,16 @@ class LadderModel(nn.Module):
         memory_width = None if self.side_encoder is None else self.side_encoder.width
         self.side = SideNetwork(self.backbone.stack, self.ladder_config, memory_width)
         self.head = self._make_head()
-        self.register_buffer("calibrated", torch.tensor(self.ladder_config.init == "random"))
-        self._ready = self.ladder_config.init == "random"
+        self._ready = self.ladder_config.init == "random" and self.ladder_config.tap_storage != "project"
+        self.register_buffer("calibrated", torch.tensor(self._ready))
         self.register_state_dict_post_hook(_drop_backbone)
         self.register_load_state_dict_post_hook(_after_load)
         # DistributedDataParallel sends none of these: all processes have loaded the same backbone
+        kept = self.state_dict().keys()
         self._ddp_params_and_buffers_to_ignore = [
             name
             for name, tensor in (*self.named_parameters(), *self.named_buffers())
-            if not tensor.requires_grad and name != "calibrated"
+            if not tensor.requires_grad and name not in kept
         ]
         self.to(next(backbone.parameters()).device)
         if calibration is not None:
@@ -118,7 +121,7 @@ class LadderModel(nn.Module):
         if self.side_encoder is not None:
             sides = {"encoder": self.side_encoder, **sides}
             batches = (self._with_decoder_inputs(dict(batch)) for batch in batches)
-        initialise(sides, self.backbone, self.ladder_config.init, batches)
+        initialise(sides, self.backbone, self.ladder_config, batches)
         self.calibrated.fill_(True)
         self._ready = True
 
@@ -236,6 +239,15 @@ class LadderModel(nn.Module):
 
     def _states(self, inputs: dict[str, Any], encoder_outputs: Any, past: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """What the head reads: the side network's output and the backbone's last hidden state."""
+        if torch.is_grad_enabled() and self.ladder_config.tap_storage != "keep":
+            if past is None and encoder_outputs is None:
+                return states_along(self, inputs)
+            if self.ladder_config.tap_storage == "stream":
+                name = "encoder_outputs" if past is None else "past_key_values"
+                raise ValueError(
+                    f"{name}: tap_storage 'stream' runs the backbone once more in the backward pass, from its inputs "
+                    "alone; leave it out, or call the ladder under torch.no_grad()"
+                )
         blocks = max(len(stack.blocks) for stack in self.backbone.stacks.values())  # as many as a cache may have layers
         side_cache = None if past is None else SideCache(past, blocks)
         if self.side_encoder is None:
@@ -349,7 +361,7 @@ def _tapped(backbone: FrozenBackbone, config: LadderConfig) -> FrozenBackbone:
 
 def _wanted(stack: Stack, argument: str, layers: Any) -> tuple[int, ...]:
     if layers == "all":
-        return stack.taps
+        return tuple(sorted(stack.taps))
     wanted = resolve_layers(argument, layers, len(stack.blocks))
     missing = [index for index in wanted if index not in stack.taps]
     if missing:

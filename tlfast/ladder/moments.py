@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -17,16 +17,15 @@ CROSS = "cross_"  # before the names of a cross-attention's parts
 
 
 @dataclass
-class Moments:
-    """Running sums over a stack's valid tokens: count, sum and outer products of the stream, energies by block."""
+class Spread:
+    """Running sums over tokens: how many, of their states, and of the states' outer products."""
 
     count: int
     total: torch.Tensor  # (D,)
     outer: torch.Tensor  # (D, D)
-    energy: dict[tuple[int, str], torch.Tensor] = field(default_factory=dict)  # mean squares are these over count
 
     @classmethod
-    def empty(cls, width: int, device: torch.device) -> Moments:
+    def empty(cls, width: int, device: torch.device) -> Self:
         """Nothing seen yet."""
         zeros = torch.zeros(width, dtype=torch.float64, device=device)
         return cls(0, zeros, torch.outer(zeros, zeros))
@@ -39,6 +38,24 @@ class Moments:
     def covariance(self) -> torch.Tensor:
         return self.outer / self.count - torch.outer(self.mean, self.mean)
 
+    def add_states(self, states: torch.Tensor) -> None:
+        """Add states (tokens, D)."""
+        states = states.double()
+        self.count += states.shape[0]
+        self.outer += states.T @ states
+        self.total += states.sum(0)
+
+
+@dataclass
+class Moments(Spread):
+    """Those of a stack's stream over its valid tokens, however many taps see each; energies inside its blocks.
+
+    each: of the embedding and of every tap its own; empty where nobody asked for them.
+    """
+
+    energy: dict[tuple[int, str], torch.Tensor] = field(default_factory=dict)  # mean squares are these over count
+    each: list[Spread] = field(default_factory=list)
+
     def add(self, output: BackboneOutput) -> None:
         """Add the taps of a packed output, each token as one, however many taps there are."""
         self.count += output.embedding.shape[0]
@@ -46,6 +63,9 @@ class Moments:
             tap = tap.double() / len(output.taps) ** 0.5
             self.outer += tap.T @ tap
             self.total += tap.sum(0) / len(output.taps) ** 0.5
+        if self.each:
+            for spread, states in zip(self.each, (output.embedding, *output.taps), strict=True):
+                spread.add_states(states)
 
     def expect_energy(self, key: tuple[int, str], channels: int) -> None:
         """Have an entry for these channels even where no batch holds a token: processes add up the same entries."""
@@ -60,20 +80,28 @@ class Moments:
         if not is_distributed():
             return
         count = torch.tensor(self.count, device=self.total.device)
-        for tensor in (count, self.total, self.outer, *(self.energy[key] for key in sorted(self.energy))):
+        of_each = [tensor for spread in self.each for tensor in (spread.total, spread.outer)]
+        for tensor in (count, self.total, self.outer, *(self.energy[key] for key in sorted(self.energy)), *of_each):
             torch.distributed.all_reduce(tensor)
         self.count = int(count)
+        for spread in self.each:
+            spread.count = self.count
 
 
 @torch.no_grad()
-def measure(backbone: FrozenBackbone, batches: Iterable[Mapping[str, Any]]) -> dict[str, Moments]:
-    """Moments of every stack over the batches' valid tokens.
+def measure(
+    backbone: FrozenBackbone, batches: Iterable[Mapping[str, Any]], of_each: Container[str] = ()
+) -> dict[str, Moments]:
+    """Moments of every stack over the batches' valid tokens; `of_each` names stacks whose every tap has its own too.
 
     In a distributed run, over those of all processes: each must call this, whatever it has of batches.
     """
     _check_same_backbone(backbone)
     device = next(backbone.parameters()).device
     moments = {name: Moments.empty(stack.spec.width, device) for name, stack in backbone.stacks.items()}
+    for name, stack in backbone.stacks.items():
+        if name in of_each:
+            moments[name].each = [Spread.empty(stack.spec.width, device) for _ in range(1 + len(stack.taps))]
     with backbone.through_modules(), _EnergyHooks(backbone, moments) as hooks:
         for batch in batches:
             inputs = {k: v.to(device) for k, v in batch.items() if isinstance(v, torch.Tensor) and k != "labels"}

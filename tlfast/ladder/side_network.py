@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -12,7 +14,8 @@ from .blocks import SideBlock, reduced
 from .cache import SideCache
 from .config import LadderConfig
 from .decoding import step
-from .rung import Rung
+from .rung import Entrance, Rung
+from .tap_storage import Int8, Keep, Offload
 
 
 class SideNetwork(nn.Module):
@@ -31,11 +34,11 @@ class SideNetwork(nn.Module):
         side = reduced(spec, config.reduction, config.dropout)
         count = len(stack.taps)
         self.width = side.width
-        self.embedding = nn.Linear(spec.width, side.width)
-        nn.init.normal_(self.embedding.weight, std=0.01)
-        nn.init.zeros_(self.embedding.bias)
+        tap_dim = _tap_dim(spec.width, config)
+        self.tap_storage = config.tap_storage
+        self.embedding = Entrance(spec.width, side.width, tap_dim)
         self.rungs = nn.ModuleList(
-            Rung(spec.width, side.width, config.gate_temperature, config.gate) for _ in range(count)
+            Rung(spec.width, side.width, config.gate_temperature, config.gate, tap_dim) for _ in range(count)
         )
         self.blocks = nn.ModuleList(SideBlock(side, memory_width) for _ in range(count))
         rms = spec.norm == "rms"
@@ -66,25 +69,84 @@ class SideNetwork(nn.Module):
         memory_mask: torch.Tensor | None = None,
         cache: SideCache | None = None,
     ) -> torch.Tensor:
-        s = self.embedding(output.embedding.to(self.embedding.weight.dtype))
-        past = 0 if cache is None else cache.past
-        bias = None if self.relative_bias is None else self.relative_bias(s.shape[1], past)
+        climb = Climb(self, key_mask, position_ids, memory, memory_mask, cache)
+        climb(output.embedding)
+        for tap in output.taps:
+            climb(tap)
+        return climb.end()
+
+    def storage(self) -> Keep:
+        """How the taps of one forward are kept, for a backward pass that is to come; "stream" needs `Stream`."""
+        made = {"int8": Int8, "offload": Offload}.get(self.tap_storage, Keep)
+        return made() if torch.is_grad_enabled() else Keep()
+
+
+class Climb:
+    """One forward of a side network: called with the embedding, then with each tap; `end` gives its output.
+
+    It can run while the backbone does, which builds no graph: the gradient mode is that of where it was made. The
+    arguments are those of `SideNetwork`; storage None: as the side network has it.
+    """
+
+    def __init__(
+        self,
+        side: SideNetwork,
+        key_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        memory: torch.Tensor | None = None,
+        memory_mask: torch.Tensor | None = None,
+        cache: SideCache | None = None,
+        storage: Keep | None = None,
+    ) -> None:
+        self.side, self.key_mask, self.position_ids, self.cache = side, key_mask, position_ids, cache
+        self.memory = (memory, memory_mask)
+        self.storage = side.storage() if storage is None else storage
+        self.with_grad = torch.is_grad_enabled()
+        self.index = -1  # of the last tap
+        self.s: torch.Tensor | None = None
+        self.bias: torch.Tensor | None = None
+        self.rotations: dict[str | None, Rotation | None] = {None: None}
+
+    def __call__(self, h: torch.Tensor) -> None:
+        with torch.set_grad_enabled(self.with_grad):
+            self.s = self._start(h) if self.s is None else self._climb(h, self.s)
+
+    def end(self) -> torch.Tensor:
+        """(B, S, R), after the last tap."""
+        assert self.index == len(self.side.rungs) - 1
+        return self.side.norm(self.s)
+
+    def _start(self, embedding: torch.Tensor) -> torch.Tensor:
+        side = self.side
+        s = self.storage.enter(side.embedding, embedding)
+        past = 0 if self.cache is None else self.cache.past
+        self.bias = None if side.relative_bias is None else side.relative_bias(s.shape[1], past)
+        position_ids = self.position_ids
         if position_ids is None:
             position_ids = torch.arange(past, past + s.shape[1], device=s.device)[None]
-        rotations: dict[str | None, Rotation | None] = {None: None}
-        for name in self._frequency_names:
-            if name not in rotations:
-                rotations[name] = rotation_of(getattr(self, str(name)), position_ids, self.rotary_scaling)
-        layers = zip(output.taps, self.rungs, self.blocks, self._frequency_names, strict=True)
-        for index, (tap, rung, block, name) in enumerate(layers):
-            slots = (None, None) if cache is None else cache.slots(index)
-            if (
-                slots[0] is not None
-                and memory is None
-                and s.shape[1] == 1
-                and not (self.training or torch.is_grad_enabled())
-            ):
-                s = step(block, rung, tap, s, key_mask, bias, rotations[name], slots[0])
-            else:
-                s = block(rung(tap, s), key_mask, bias, rotations[name], memory, memory_mask, *slots)
-        return self.norm(s)
+        for name in side._frequency_names:
+            if name not in self.rotations:
+                self.rotations[name] = rotation_of(getattr(side, str(name)), position_ids, side.rotary_scaling)
+        return s
+
+    def _climb(self, tap: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        self.index += 1
+        side, (memory, memory_mask) = self.side, self.memory
+        rung: Any = side.rungs[self.index]
+        block = side.blocks[self.index]
+        rotation = self.rotations[side._frequency_names[self.index]]
+        slots = (None, None) if self.cache is None else self.cache.slots(self.index)
+        generating = not (side.training or torch.is_grad_enabled())
+        if slots[0] is not None and memory is None and s.shape[1] == 1 and generating:
+            return step(block, rung, rung.project(tap), s, self.key_mask, self.bias, rotation, slots[0])
+        z = self.storage.climb(rung, tap, s)
+        return block(z, self.key_mask, self.bias, rotation, memory, memory_mask, *slots)
+
+
+def _tap_dim(width: int, config: LadderConfig) -> int | None:
+    """The width to which taps of a width are projected, None where they are not; ValueError where it is no less."""
+    if config.tap_storage != "project":
+        return None
+    if config.tap_dim > width:
+        raise ValueError(f"tap_dim: {config.tap_dim} is more than the {width} channels of a tap; pass at most {width}")
+    return config.tap_dim

@@ -27,10 +27,12 @@ class SideShape(NamedTuple):
 
     @classmethod
     def of(cls, ladder: LadderModel) -> SideShape | None:
-        """None for a ladder that runs alone: an encoder-decoder, or one whose blocks share a relative bias."""
+        """None for a ladder that runs alone: an encoder-decoder, or one that shares a bias or projects its taps."""
         spec = ladder.side.blocks[0].spec
         assert isinstance(spec, BlockSpec)
-        if ladder.side_encoder is not None or ladder.side.relative_bias is not None or spec.cross:
+        side = ladder.side
+        projects = side.embedding.basis is not None
+        if ladder.side_encoder is not None or side.relative_bias is not None or spec.cross or projects:
             return None
         spec = dataclasses.replace(spec, hidden_dropout=0.0, attention_dropout=0.0)
         return cls(ladder.backbone.tap_indices, spec, ladder.side.embedding.weight.dtype)

@@ -27,7 +27,7 @@ from .packed_attention import packed_attention
 from .quantise_rows import IMPLEMENTATIONS as _QUANTISE_ROWS
 from .quantise_rows import quantise_rows
 from .rung import IMPLEMENTATIONS as _RUNG
-from .rung import rung
+from .rung import rung, rung_gradients
 from .sample_neighbours import IMPLEMENTATIONS as _SAMPLE_NEIGHBOURS
 from .sample_neighbours import Sampled, sample_neighbours
 from .side_step import IMPLEMENTATIONS as _SIDE_STEP
@@ -56,6 +56,7 @@ __all__ = [
     "prenorm",
     "quantise_rows",
     "rung",
+    "rung_gradients",
     "sample_neighbours",
     "side_step",
 ]

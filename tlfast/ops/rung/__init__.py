@@ -1,3 +1,4 @@
 from .api import IMPLEMENTATIONS, rung
+from .delayed import rung_gradients
 
-__all__ = ["IMPLEMENTATIONS", "rung"]
+__all__ = ["IMPLEMENTATIONS", "rung", "rung_gradients"]
