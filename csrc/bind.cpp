@@ -57,6 +57,8 @@ PYBIND11_MODULE(_C, m) {
   define(m, "norm_tap_cpu", tl_norm_tap_cpu);
   define(m, "quantise_rows_cpu", tl_quantise_rows_cpu);
   define(m, "side_step_cpu", tl_side_step_cpu);
+  define(m, "side_block_forward_cpu", tl_side_block_forward_cpu);
+  define(m, "side_block_backward_cpu", tl_side_block_backward_cpu);
   define(m, "linear_cpu", tl_linear_cpu);
   define(m, "linear_fp32_cpu", tl_linear_fp32_cpu);
   define(m, "packed_attention_cpu", tl_packed_attention_cpu);

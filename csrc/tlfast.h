@@ -148,6 +148,43 @@ int tl_side_step_cpu(const int64_t *weights, const float *tap, const float *s, c
                      int64_t rotation_stride, int placement, int rms, int activation, double eps, double scale,
                      double temperature, int threads);
 
+// The weights of a side block, in the order in which side_block takes their addresses; 0 where one is absent. Matrices are
+// (outputs, inputs), contiguous.
+enum tl_block_weight {
+  TL_BLOCK_ATTENTION_NORM_WEIGHT,
+  TL_BLOCK_ATTENTION_NORM_BIAS,
+  TL_BLOCK_QKV_WEIGHT,
+  TL_BLOCK_QKV_BIAS,
+  TL_BLOCK_OUTPUT_WEIGHT,
+  TL_BLOCK_OUTPUT_BIAS,
+  TL_BLOCK_FEED_FORWARD_NORM_WEIGHT,
+  TL_BLOCK_FEED_FORWARD_NORM_BIAS,
+  TL_BLOCK_UP_WEIGHT,
+  TL_BLOCK_UP_BIAS,
+  TL_BLOCK_DOWN_WEIGHT,
+  TL_BLOCK_DOWN_BIAS,
+  TL_BLOCK_WEIGHTS
+};
+
+struct tl_side_block {
+  int64_t batch, length, width, heads, head_dim, hidden;
+  int64_t placement, rms, activation, causal;  // as side_step takes them
+  double eps, scale, attention_dropout, hidden_dropout;
+  uint64_t attention_seed, output_seed, feed_forward_seed;
+};
+
+// side_block, forward and backward: a transformer block, self-attention and a feed-forward.
+//   x, out, dout and dx (batch, length, width) contiguous fp32; key_mask (batch, length) bytes, non-zero = a token, or
+//   null. Rows behind a sequence's last token are skipped: out and dx are 0 there, dout is not read. The backward
+//   recomputes the forward from x, but for the attention and, where norms stand behind the layers, the last sum: kept
+//   (batch, length, heads head_dim [+ width]) has the heads' output and that sum, statistics (batch, heads, length, 2) two
+//   numbers a row of the attention; both without rows that were skipped. gradients: an address for each weight, written in full.
+int tl_side_block_forward_cpu(const struct tl_side_block *block, const int64_t *weights, const float *x,
+                              const uint8_t *key_mask, float *out, float *kept, float *statistics, int threads);
+int tl_side_block_backward_cpu(const struct tl_side_block *block, const int64_t *weights, const float *x,
+                               const uint8_t *key_mask, const float *kept, const float *statistics,
+                               const float *dout, float *dx, const int64_t *gradients, int threads);
+
 enum tl_weight_format {
   TL_WEIGHT_BF16 = 0,
   TL_WEIGHT_INT8 = 1,

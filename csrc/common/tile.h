@@ -36,17 +36,17 @@ inline Vector high_halves(Vector a, Vector b, std::integer_sequence<int, Lane...
   return __builtin_shufflevector(a, b, ((Lane & Half) ? LANES + Lane : Lane + Half)...);
 }
 
-template <int Half>
+template <int Half, int Rows = LANES>
 inline void exchange_blocks(Vector *rows) {
   using Lanes = std::make_integer_sequence<int, LANES>;
 #pragma GCC unroll 16
-  for (int r = 0; r < LANES; ++r) {
+  for (int r = 0; r < Rows; ++r) {
     if (r & Half) continue;
     const Vector low = low_halves<Half>(rows[r], rows[r + Half], Lanes{});
     rows[r + Half] = high_halves<Half>(rows[r], rows[r + Half], Lanes{});
     rows[r] = low;
   }
-  if constexpr (Half > 1) exchange_blocks<Half / 2>(rows);
+  if constexpr (Half > 1) exchange_blocks<Half / 2, Rows>(rows);
 }
 
 // In place, log2(LANES) rounds of exchanges in registers.

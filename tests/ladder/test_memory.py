@@ -35,11 +35,13 @@ def test_a_training_forward_keeps_the_formula_and_nothing_more(dropout, padded):
     kept = saved_bytes(lambda: model(**batch))
 
     taps = (BLOCKS + 1) * TOKENS * WIDTH * 4
-    narrow = (2 * BLOCKS + 1) * TOKENS * SIDE * 4  # of each block s and z, and the last s
+    # the first s; then of each block z, the heads' output, the sum before the last norm, and the result
+    narrow = (4 * BLOCKS + 1) * TOKENS * SIDE * 4
+    rows = BLOCKS * TOKENS * 2 * HEADS * 4  # of each block the attention's two numbers a row and head
     norm_and_pooling = 3 * TOKENS * 4  # mean, rstd, pooling weights
     head = 8 * BATCH * WIDTH * 4  # the pooled vectors and the dropout's mask
     attention_maps = BLOCKS * BATCH * HEADS * SEQUENCE**2 * 4
-    formula = taps + narrow + norm_and_pooling
+    formula = taps + narrow + rows + norm_and_pooling
     assert formula <= kept <= formula + head
     assert head < attention_maps / BLOCKS, "the slack is too small for one attention map"
 

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..backbone.parts import BlockSpec
 from ..ops import add_norm, dropout_add, prenorm
+from . import fused
 from .attention import Rotation, SideAttention, SideCrossAttention
 
 ACTIVATIONS = {
@@ -91,9 +92,11 @@ class SideBlock(nn.Module):
 
     forward(x, key_mask): x (B, S, R), key_mask (B, S) bool, True where a token is. Returns (B, S, R). The other
     arguments are those of `SideAttention` and `SideCrossAttention`; cache and memory_cache hold what they keep.
-    Kept for the backward pass: x, and what other blocks read too (memory, bias, rotation, masks). The rest is computed
-    once more there, with the same dropout; with a cache, as in decoding, everything is kept. The attention map exists
-    in neither pass.
+    On a CPU, in float32, it is one operation where `fused.why_not` has nothing against it, and keeps x, the heads'
+    output and, with norms behind the layers, one sum of width R, beside a few numbers a row. Otherwise it keeps x, and
+    what other blocks read too (memory, bias, rotation, masks), and computes the rest once more in its backward pass,
+    with the same dropout; with a cache, as in decoding, everything is kept. The attention map exists in neither pass.
+    What stands behind the last token of key_mask is without meaning, zeros as one operation.
     Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.1, for norms behind the layers; Xiong et al. 2020 (arXiv
     2002.04745) for norms before them.
     """
@@ -128,7 +131,18 @@ class SideBlock(nn.Module):
     ) -> torch.Tensor:
         # drawn here, so that recomputing draws nothing
         count = 5 if self.spec.cross else 3
-        seeds = torch.randint(2**62, (count,)).unbind() if self.training else (None,) * count
+        drawn = torch.randint(2**62, (count,)) if self.training else None
+        others = {
+            "bias": bias,
+            "rotation": rotation,
+            "memory": memory,
+            "memory_mask": memory_mask,
+            "cache": cache,
+            "memory_cache": memory_cache,
+        }
+        if fused.why_not(self, x, others) is None:
+            return fused.run(self, x, key_mask, drawn)
+        seeds = (None,) * count if drawn is None else drawn.unbind()
         arguments = (x, seeds, key_mask, bias, rotation, memory, memory_mask, cache, memory_cache)
         if not torch.is_grad_enabled() or cache is not None:
             return self._compute(*arguments)

@@ -10,9 +10,8 @@ from ..ops.side_step import StepSettings, StepWeights, side_step
 from .attention import Rotation
 from .blocks import SideBlock
 from .cache import Slot
+from .fused import ACTIVATION_NAMES, parameters_of
 from .rung import Rung
-
-_NAMES = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
 
 
 def step(
@@ -55,7 +54,7 @@ def _settings(block: SideBlock, rung: Rung) -> StepSettings:
         spec.head_dim,
         spec.placement,
         spec.norm,
-        _NAMES.get(spec.activation, spec.activation),
+        ACTIVATION_NAMES.get(spec.activation, spec.activation),
         spec.eps,
         spec.head_dim**-0.5 if spec.scale is None else spec.scale,
         rung.temperature,
@@ -68,23 +67,15 @@ def _weights(block: SideBlock, rung: Rung) -> StepWeights:
         rung.weight,
         rung.bias,
         rung.alpha,
-        *_of(block.attention_norm),
-        *_of(attention.qkv),
-        _of(attention.query_norm)[0],
-        _of(attention.key_norm)[0],
-        *_of(attention.output),
-        _of(block.attention_output_norm)[0],
-        *_of(block.feed_forward_norm),
-        *_of(mlp.up),
-        *_of(mlp.gate),
-        *_of(mlp.down),
-        _of(block.feed_forward_output_norm)[0],
+        *parameters_of(block.attention_norm),
+        *parameters_of(attention.qkv),
+        parameters_of(attention.query_norm)[0],
+        parameters_of(attention.key_norm)[0],
+        *parameters_of(attention.output),
+        parameters_of(block.attention_output_norm)[0],
+        *parameters_of(block.feed_forward_norm),
+        *parameters_of(mlp.up),
+        *parameters_of(mlp.gate),
+        *parameters_of(mlp.down),
+        parameters_of(block.feed_forward_output_norm)[0],
     )
-
-
-def _of(module: Any) -> tuple[Any, Any]:
-    """Weight and bias, None where there is none."""
-    if module is None:
-        return None, None
-    parameters = module._parameters
-    return parameters["weight"], parameters.get("bias")

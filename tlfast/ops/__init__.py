@@ -30,6 +30,8 @@ from .rung import IMPLEMENTATIONS as _RUNG
 from .rung import rung, rung_gradients
 from .sample_neighbours import IMPLEMENTATIONS as _SAMPLE_NEIGHBOURS
 from .sample_neighbours import Sampled, sample_neighbours
+from .side_block import IMPLEMENTATIONS as _SIDE_BLOCK
+from .side_block import side_block
 from .side_step import IMPLEMENTATIONS as _SIDE_STEP
 from .side_step import side_step
 
@@ -58,6 +60,7 @@ __all__ = [
     "rung",
     "rung_gradients",
     "sample_neighbours",
+    "side_block",
     "side_step",
 ]
 
@@ -69,6 +72,7 @@ _IMPLEMENTATIONS = {
     "prenorm": _ADD_NORM,
     "dropout_add": _DROPOUT_ADD,
     "side_step": _SIDE_STEP,
+    "side_block": _SIDE_BLOCK,
     "norm_tap": _NORM_TAP,
     "quantise_rows": _QUANTISE_ROWS,
     "packed_attention": _PACKED_ATTENTION,

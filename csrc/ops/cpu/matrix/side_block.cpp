@@ -1,0 +1,131 @@
+// A side block over whole sequences, forward and a backward that recomputes it: a thread takes one sequence through the
+// block, a strip of its rows at a time, so that nothing but input and output leaves its cache.
+//
+// Weights' gradients are added up a group of sequences at a time, and then over the groups in order. Which sequences a
+// group has depends on their lengths alone: results have the same bits for any number of threads.
+#include <atomic>
+
+#include "isa.h"
+#include "parallel.h"
+#include "scratch.h"
+#include "side_backward.h"
+#include "status.h"
+
+namespace TL_ISA {
+
+static constexpr int64_t MOST_GROUPS = 8;
+
+// Tokens of a sequence up to its last one.
+static int64_t tokens_of(const tl_side_block &block, const uint8_t *key_mask, int64_t b) {
+  int64_t length = block.length;
+  if (key_mask != nullptr)
+    while (length > 0 && key_mask[b * block.length + length - 1] == 0) --length;
+  return length;
+}
+
+struct Call {
+  const tl_side_block &block;
+  const SideShape shape;
+  const float *x;
+  const uint8_t *key_mask;
+  int threads;
+  int64_t longest = 0;
+
+  Call(const tl_side_block &b, const float *from, const uint8_t *mask, int team)
+      : block(b), shape(b), x(from), key_mask(mask), threads(team) {
+    for (int64_t i = 0; i < b.batch; ++i) longest = std::max(longest, tokens(i));
+  }
+  int64_t tokens(int64_t b) const { return tokens_of(block, key_mask, b); }
+  int64_t size() const { return block.length * block.width; }  // of a sequence's rows
+
+  // Zeros in the rows behind the last token.
+  void clear_padding(float *rows, int64_t b) const {
+    const int64_t used = tokens(b) * block.width;
+    std::memset(rows + b * size() + used, 0, sizeof(float) * (size() - used));
+  }
+};
+
+static int no_memory() { return tl_fail(TL_OUT_OF_MEMORY, "side_block: no memory to work in"); }
+
+int tl_side_block_forward_cpu(const tl_side_block *block, const int64_t *addresses, const float *x,
+                              const uint8_t *key_mask, float *out, float *kept_rows, float *statistics, int threads) {
+  const Call call(*block, x, key_mask, threads);
+  uint8_t *memory = kept_scratch<5>(SideWeights::bytes(call.shape, false));
+  if (memory == nullptr) return no_memory();
+  const SideWeights weights(call.shape, addresses, false, memory);
+  std::atomic<bool> failed{false};
+  parallel_for(block->batch, threads, [&](int64_t b) {
+    uint8_t *mine = kept_scratch<6>(SideWorkspace::bytes(*block, call.longest, false));
+    if (mine == nullptr) return failed.store(true);
+    Pieces pieces(mine);
+    const SideWorkspace work(*block, call.longest, false, pieces);
+    const SideKept kept{kept_rows, statistics};
+    SideSequence(*block, weights, work, x, key_mask, kept, b, call.tokens(b)).forward(out + b * call.size());
+    call.clear_padding(out, b);
+  });
+  return failed ? no_memory() : TL_OK;
+}
+
+// The first sequence of each group, and the end: groups of about the same number of tokens.
+struct Groups {
+  int64_t count, first[MOST_GROUPS + 1];
+
+  explicit Groups(const Call &call) : count(std::min(MOST_GROUPS, call.block.batch)) {
+    int64_t all = 0, before = 0, group = 0;
+    for (int64_t b = 0; b < call.block.batch; ++b) all += call.tokens(b);
+    for (int64_t b = 0; b < call.block.batch; before += call.tokens(b++))
+      while (group <= before * count / std::max<int64_t>(all, 1) && group < count) first[group++] = b;
+    while (group <= count) first[group++] = call.block.batch;
+  }
+};
+
+int tl_side_block_backward_cpu(const tl_side_block *block, const int64_t *addresses, const float *x,
+                               const uint8_t *key_mask, const float *kept_rows, const float *statistics,
+                               const float *dout, float *dx, const int64_t *gradients, int threads) {
+  const Call call(*block, x, key_mask, threads);
+  const Groups groups(call);
+  const int64_t weight_bytes = SideWeights::bytes(call.shape, true), group_bytes = SideGradients::bytes(call.shape);
+  uint8_t *memory = kept_scratch<5>(weight_bytes + groups.count * group_bytes);
+  if (memory == nullptr) return no_memory();
+  const SideWeights weights(call.shape, addresses, true, memory);
+  Pieces pieces(memory + weight_bytes);
+  const SideKept kept{const_cast<float *>(kept_rows), const_cast<float *>(statistics)};  // the backward reads them
+  SideGradients sums[MOST_GROUPS];
+  for (int64_t g = 0; g < groups.count; ++g) sums[g] = SideGradients(call.shape, pieces);
+  std::atomic<bool> failed{false};
+  parallel_for(groups.count, threads, [&](int64_t g) {
+    uint8_t *mine = kept_scratch<6>(SideWorkspace::bytes(*block, call.longest, true));
+    if (mine == nullptr) return failed.store(true);
+    Pieces own(mine);
+    const SideWorkspace work(*block, call.longest, true, own);
+    sums[g].clear_sums();
+    for (int64_t b = groups.first[g]; b < groups.first[g + 1]; ++b) {
+      SideBackward(*block, weights, work, x, key_mask, kept, b, call.tokens(b))
+          .run(dout + b * call.size(), dx + b * call.size(), sums[g]);
+      call.clear_padding(dx, b);
+    }
+  });
+  if (failed) return no_memory();
+  parallel_for(TL_BLOCK_WEIGHTS, threads, [&](int64_t weight) {
+    auto *to = reinterpret_cast<float *>(gradients[weight]);
+    if (to == nullptr) return;
+    const int m = static_cast<int>(std::find(MATRIX_WEIGHT, MATRIX_WEIGHT + MATRICES, weight) - MATRIX_WEIGHT);
+    if (m < MATRICES)
+      write_matrix_gradient(call.shape, sums, groups.count, m, to);
+    else
+      write_vector_gradient(sums, groups.count, static_cast<int>(weight), call.shape.entries(weight), to);
+  });
+  return TL_OK;
+}
+
+}  // namespace TL_ISA
+
+TL_MATRIX_ENTRY(tl_side_block_forward_cpu,
+                (const tl_side_block *block, const int64_t *weights, const float *x, const uint8_t *key_mask,
+                 float *out, float *kept_rows, float *statistics, int threads),
+                (block, weights, x, key_mask, out, kept_rows, statistics, threads))
+TL_MATRIX_ENTRY(tl_side_block_backward_cpu,
+                (const tl_side_block *block, const int64_t *weights, const float *x, const uint8_t *key_mask,
+                 const float *kept_rows, const float *statistics, const float *dout, float *dx,
+                 const int64_t *gradients, int threads),
+                (block, weights, x, key_mask, kept_rows, statistics, dout, dx, gradients, threads))

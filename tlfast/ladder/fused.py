@@ -1,0 +1,72 @@
+"""Which side blocks run as one operation, and how its arguments are taken from their modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .. import _native
+from ..ops.side_block import PLACEMENTS, BlockSettings, BlockWeights, side_block
+
+# What operations call an activation that transformers calls otherwise.
+ACTIVATION_NAMES = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
+
+
+def why_not(block: Any, x: torch.Tensor, arguments: dict[str, Any]) -> str | None:
+    """None where block(x, key_mask, **arguments) runs as `tlfast.ops.side_block`, otherwise the reason."""
+    spec = block.spec
+    if _native.why_not() is not None:
+        return f"the native library is not loaded: {_native.why_not()}"
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        return f"x is {x.dtype} on {x.device.type}, not float32 on the CPU"
+    if block.feed_forward.up.weight.dtype != torch.float32:
+        return f"the weights are {block.feed_forward.up.weight.dtype}, not float32"
+    if torch.is_autocast_enabled("cpu"):
+        return "under autocast products are in half precision"
+    for name, value in arguments.items():
+        if value is not None:
+            return f"it is given a {name}"
+    if spec.cross:
+        return "it attends to an encoder"
+    if spec.kv_heads != spec.heads:
+        return "query heads share keys and values"
+    if spec.qk_norm:
+        return "queries and keys are normed"
+    if spec.gated:
+        return "its feed-forward is gated"
+    if spec.placement not in PLACEMENTS:
+        return f"its norms stand as in a {spec.placement}"
+    return None
+
+
+def run(block: Any, x: torch.Tensor, key_mask: torch.Tensor | None, seeds: torch.Tensor | None) -> torch.Tensor:
+    """block(x, key_mask) as one operation; seeds (3,), None outside training."""
+    spec = block.spec
+    settings = BlockSettings(
+        spec.heads,
+        spec.placement,
+        spec.norm,
+        ACTIVATION_NAMES.get(spec.activation, spec.activation),
+        spec.causal,
+        spec.eps,
+        spec.head_dim**-0.5 if spec.scale is None else spec.scale,
+        0.0 if seeds is None else spec.attention_dropout,
+        0.0 if seeds is None else spec.hidden_dropout,
+    )
+    return side_block(x, weights_of(block), settings, key_mask=key_mask, seeds=seeds)
+
+
+def weights_of(block: Any) -> BlockWeights:
+    """The block's weights in the operation's order."""
+    attention, mlp = block.attention, block.feed_forward
+    layers = (block.attention_norm, attention.qkv, attention.output, block.feed_forward_norm, mlp.up, mlp.down)
+    return BlockWeights(*(parameter for layer in layers for parameter in parameters_of(layer)))
+
+
+def parameters_of(module: Any) -> tuple[Any, Any]:
+    """Weight and bias, None where there is none."""
+    if module is None:
+        return None, None
+    parameters = module._parameters
+    return parameters["weight"], parameters.get("bias")
