@@ -115,8 +115,9 @@ def test_of_a_tap_is_kept_what_its_storage_says(storage, dropout):
     a_token = {"keep": 4 * WIDTH, "int8": WIDTH + 4, "project": 4 * width, "stream": 0}[storage]
     taps = (BLOCKS + 1) * tokens * a_token
     s = BLOCKS if storage in ("keep", "int8") else 0  # the others' gates need z and the tap
-    narrow = (BLOCKS + s + 1) * tokens * SIDE * 4
-    formula = taps + narrow + 3 * tokens * 4
+    narrow = (3 * BLOCKS + s + 1) * tokens * SIDE * 4  # z, the heads' output, the sum before the last norm
+    rows = BLOCKS * tokens * 2 * HEADS * 4
+    formula = taps + narrow + rows + 3 * tokens * 4
     head = 8 * BATCH * WIDTH * 4
     assert formula <= kept <= formula + head
 
@@ -132,4 +133,5 @@ def test_a_stream_never_holds_the_taps_together():
         model(**batch).loss.backward()
         steps[storage] = peak_bytes(lambda model=model, batch=batch: model(**batch).loss.backward())
     tap = TOKENS * WIDTH * 4
-    assert steps["keep"] - steps["stream"] >= 9 * tap
+    # the second forward needs some tensors of a tap's width of its own, when the taps would long be there
+    assert steps["keep"] - steps["stream"] >= 6 * tap

@@ -157,7 +157,7 @@ def test_a_folder_of_another_storage_has_the_same_weights(storage, tmp_path):
 @pytest.mark.parametrize("family", ["gpt2", "t5"])
 def test_generation_is_untouched(storage, family):
     model = ladder(storage, family).eval()
-    ids = batch((6, 4))["input_ids"]
+    ids = batch((6, 6))["input_ids"]
     if storage == "project":
         model.calibrate([examples_of(family)])
     cached, whole = (model.generate(ids, max_new_tokens=4, use_cache=cache) for cache in (True, False))
