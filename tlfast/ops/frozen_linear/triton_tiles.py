@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import triton
 import triton.language as tl
 
@@ -65,7 +67,7 @@ def finish(
     tl.store(y_tile, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-def configurations(columns: str, tiles: list[tuple[int, ...]]) -> list[dict[str, int]]:
+def configurations(columns: str, tiles: Sequence[tuple[int, ...]]) -> list[dict[str, int]]:
     """Tile sizes by name; `columns` names the tile's third size."""
     names = ("BLOCK_M", "BLOCK_N", columns, "num_warps", "num_stages")
     return [{"GROUP": GROUP, **dict(zip(names, sizes, strict=True))} for sizes in tiles]

@@ -7,6 +7,7 @@ take its narrow side. Every BLOCK_M rows unpack the weight again.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -93,7 +94,7 @@ def int8_weight_configs(x_bytes: int, y_bytes: int) -> list[dict[str, int]]:
     return configurations("BLOCK_K", _fitting([*tiles, (16, 32, 256, 4, 4)], y_bytes))
 
 
-def _fitting(tiles: list[tuple[int, ...]], y_bytes: int) -> list[tuple[int, ...]]:
+def _fitting(tiles: Sequence[tuple[int, ...]], y_bytes: int) -> Sequence[tuple[int, ...]]:
     # addresses of wider outputs take the registers that the largest tiles leave
     return tiles if y_bytes == 2 else [sizes for sizes in tiles if sizes[0] < 128]
 

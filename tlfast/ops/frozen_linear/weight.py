@@ -112,7 +112,7 @@ class FrozenWeight:
         if precision == "fp32":
             raise ValueError('precision must not be "fp32" for a gated weight: store gate and up as two weights')
         turn = TURN[layout_for(gate.device, precision)]
-        bias = None if biases is None else in_turns(*biases, turn)
+        bias = None if biases is None else in_turns(biases[0], biases[1], turn)
         both = cls.of(in_turns(gate, up, turn), bias, precision, smooth)
         return replace(both, gated=True, outputs=2 * gate.shape[0])
 
@@ -200,7 +200,8 @@ class FrozenWeight:
         def turned(rows: torch.Tensor | None) -> torch.Tensor | None:
             if rows is None or not self.gated:
                 return rows
-            return in_turns(*out_of_turns(rows, len(rows) // 2, TURN[self.layout]), TURN[layout])
+            gates, rest = out_of_turns(rows, len(rows) // 2, TURN[self.layout])
+            return in_turns(gates, rest, TURN[layout])
 
         values, groups = turned(rows_of(self.values, self.precision)), None
         assert values is not None
