@@ -56,6 +56,7 @@ def _int8_weight_only(x: torch.Tensor, weight: FrozenWeight, activation: str, ou
 
 def _nf4(x: torch.Tensor, weight: FrozenWeight, activation: str, out_dtype: torch.dtype) -> torch.Tensor:
     codes, scale, bias = _layer(weight)
+    assert weight.group_scale is not None
     return nf4_linear(_rounded(x), codes, weight.group_scale, scale, bias, activation, out_dtype, weight.gated)
 
 
