@@ -8,6 +8,7 @@ longest first at batch 32. All variants run interleaved in one process; figures 
 
 from __future__ import annotations
 
+import copy
 import functools
 import statistics
 from collections.abc import Callable
@@ -36,7 +37,7 @@ BARE, MERGED, BARE_BF16, MERGED_BF16 = "bare fp32", "merged LoRA fp32", "bare bf
 
 @dataclass(frozen=True)
 class Served:
-    """A classifier in float32, made anew with the same weights at each call, and the batches of a round by size."""
+    """A classifier in float32, and the batches of a round by size."""
 
     name: str
     make: Callable[[], nn.Module]
@@ -89,8 +90,12 @@ def _merged(model: Any) -> nn.Module:
 
 @functools.cache
 def _models(case: str) -> dict[str, nn.Module]:
-    make = CASES[case].make
-    models = {BARE: make(), MERGED: _merged(make()), BARE_BF16: make().bfloat16()}
+    model = CASES[case].make()
+
+    def make() -> nn.Module:
+        return copy.deepcopy(model)
+
+    models = {BARE: model, MERGED: _merged(make()), BARE_BF16: make().bfloat16()}
     models[MERGED_BF16] = _merged(make()).bfloat16()
     config = tlfast.LadderConfig(reduction=REDUCTION, init="random")
     for precision in PRECISIONS:

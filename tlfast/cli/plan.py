@@ -154,12 +154,15 @@ def _entry(row: Any, samples: int | None) -> dict[str, Any]:
 def _report(rows: list[Any], title: str, batch: int, samples: int | None) -> list[str]:
     from rich.console import Console
 
+    from ..bench.comparison import in_bytes
     from ..bench.plan_report import plan_table, smallest
 
     output = io.StringIO()
     Console(file=output, width=_WIDTH, color_system=None).print(plan_table(rows, title, batch, samples))
+    host = [f"offload keeps {in_bytes(row.host / batch)} a sample in the host's memory" for row in rows if row.host]
     return [
         *(line.rstrip() for line in output.getvalue().splitlines()),
+        *host[:1],
         "saved: for the backward pass, the result included. step, cached: operations, in forwards of the frozen model.",
         f"least memory: {smallest(rows)}",
     ]

@@ -9,7 +9,7 @@ import torch
 from .. import _dispatch
 from ..frozen_linear import FrozenWeight
 from . import reference
-from .autograd import LinearCrossEntropy
+from .autograd import LinearCrossEntropy, loss_alone
 from .head import Head
 
 IMPLEMENTATIONS = ("reference", "recompute")
@@ -66,8 +66,10 @@ def linear_cross_entropy(
     if chosen == "reference":
         with torch.autocast(hidden.device.type, enabled=False):
             loss = reference.linear_cross_entropy(flat, head, targets, ignore_index)
-    else:
+    elif torch.is_grad_enabled() and flat.requires_grad:
         loss = LinearCrossEntropy.apply(flat, targets, head, ignore_index, chosen)
+    else:
+        loss = loss_alone(flat, targets, head, ignore_index, chosen)
     return loss if reduction == "sum" else loss / (targets != ignore_index).sum()
 
 

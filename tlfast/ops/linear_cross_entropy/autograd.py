@@ -73,13 +73,19 @@ def _forward_fake(hidden: torch.Tensor, labels: torch.Tensor, *arguments: Any) -
     return loss, hidden.new_empty(hidden.shape if need_gradient else 0)
 
 
+def loss_alone(hidden: torch.Tensor, labels: torch.Tensor, head: Head, ignored: int, impl: str) -> torch.Tensor:
+    """Where nobody asks for the gradient."""
+    arguments = operator_arguments(head)
+    return torch.ops.tlfast.linear_cross_entropy.default(hidden, labels, *arguments, ignored, False, impl)[0]
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """Keeps the gradient by hidden, as large as hidden, and no logits."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, labels: torch.Tensor, head: Head, ignored: int, impl: str) -> Any:
         loss, gradient = torch.ops.tlfast.linear_cross_entropy.default(
-            hidden, labels, *operator_arguments(head), ignored, ctx.needs_input_grad[0], impl
+            hidden, labels, *operator_arguments(head), ignored, True, impl
         )
         ctx.save_for_backward(gradient)
         return loss
