@@ -40,7 +40,7 @@ def sequence_loss(logits: torch.Tensor, labels: torch.Tensor, problem: str) -> t
 
 
 def language_loss(
-    lm_head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, num_items: int | torch.Tensor | None = None
+    lm_head: LMHead | None, hidden: torch.Tensor, labels: torch.Tensor, num_items: int | torch.Tensor | None = None
 ) -> torch.Tensor:
     """What `token_loss` gives for the logits of a frozen head on hidden (B, S, D), without making them all at once."""
     if labels.shape != hidden.shape[:-1]:
@@ -48,6 +48,7 @@ def language_loss(
             f"labels: shape {tuple(labels.shape)} does not fit {hidden.shape[0]} sequences of {hidden.shape[1]} "
             f"tokens; pass one label a token, {tuple(hidden.shape[:-1])}"
         )
+    assert lm_head is not None  # checked with the task
     if num_items is None:
         return lm_head.loss(hidden, labels, IGNORED)
     return lm_head.loss(hidden, labels, IGNORED, "sum") / num_items

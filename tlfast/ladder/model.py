@@ -274,10 +274,8 @@ class LadderModel(nn.Module):
     def _language_loss(
         self, side: torch.Tensor, last: torch.Tensor, labels: torch.Tensor, num_items: int | torch.Tensor | None
     ) -> torch.Tensor:
-        lm_head = self.backbone.lm_head
-        assert lm_head is not None  # checked with the task
         targets = next_token_labels(labels) if self.task == "causal-lm" else labels
-        return language_loss(lm_head, self.head(side, _widened(last, side)), targets, num_items)
+        return language_loss(self.backbone.lm_head, self.head(side, _widened(last, side)), targets, num_items)
 
     def _logits(self, side: torch.Tensor, last: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         last = _widened(last, side)
