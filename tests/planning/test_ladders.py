@@ -33,7 +33,7 @@ def test_a_ladder_keeps_what_its_row_says(family, task, precision):
     saved = saved_bytes(lambda: model(**batch))
     assert abs(row.saved - saved) <= 0.1 * saved, (row.saved, saved)
     held = peak_bytes(step) + row.optimizer
-    assert abs(row.peak - held) <= 0.35 * held, (row.peak, held)
+    assert abs(row.peak - held) <= 0.4 * held, (row.peak, held)
     assert row.trained == model.trainable_parameters()
     weights = model.backbone.weight_bytes() + 4 * row.trained
     assert abs(row.weights - weights) <= 0.05 * weights, (row.weights, weights)  # a pooler that no tap needs

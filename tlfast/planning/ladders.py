@@ -117,7 +117,17 @@ def _saved(outline: Outline, side: _Side, config: LadderConfig, precision: str, 
     if spec.cross:
         a_block += terms.crossing(spec, side.tokens, side.memory_tokens)
     bias = terms.relative_bias(spec, side.keys)
-    return terms.embedding(side.tokens, width) + side.rungs * a_block + bias + terms.end(spec, side.tokens)
+    return (
+        terms.embedding(side.tokens, width)
+        + side.rungs * a_block
+        + bias
+        + terms.end(spec, side.tokens, _reads_tokens(outline, side))
+    )
+
+
+def _reads_tokens(outline: Outline, side: _Side) -> bool:
+    """Whether a decoder or the head reads the side network's every token, and not their mean."""
+    return side.stack is not outline.last or outline.job.task not in ("sequence-classification", "image-classification")
 
 
 def _on_host(outline: Outline, side: _Side, precision: str, storage: str) -> int:

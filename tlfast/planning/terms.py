@@ -55,15 +55,15 @@ def relative_bias(spec: BlockSpec, length: int) -> int:
     return length**2 * (spec.heads * FLOAT + 8) if spec.positions == "relative" else 0
 
 
-def end(spec: BlockSpec, tokens: int) -> int:
-    """The last state of the side network and what its final norm keeps."""
-    tensors = 1 if spec.norm == "layer" else 3
+def end(spec: BlockSpec, tokens: int, read: bool) -> int:
+    """The last state of the side network and what its final norm keeps. read: by a linear layer, every token of it."""
+    tensors = (1 if spec.norm == "layer" else 2) + read
     return tokens * (tensors * spec.width + _NORM_ROWS[spec.norm]) * FLOAT
 
 
-def classifier(samples: int, width: int) -> int:
-    """A head that reads one vector a sample, or a token: what it blends, and the dropout's mask."""
-    return 4 * samples * width * FLOAT
+def classifier(vectors: int, width: int) -> int:
+    """A head that reads one vector a sample, or a token: what it blends, its result, and a byte of dropout's mask."""
+    return vectors * width * (4 * FLOAT + 1)
 
 
 def language_head(tokens: int, width: int, itemsize: int) -> int:
