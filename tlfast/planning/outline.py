@@ -166,7 +166,8 @@ def _model(config: Any, task: str, mode: FakeTensorMode) -> Any:
             model = loader.from_config(config, dtype=torch.float32)
     except (ImportError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split()).partition(" Model type should be one of ")[0]
-        raise ValueError(f"no model for {task} can be made of this configuration ({reason})") from error
+        kind = getattr(config, "model_type", type(config).__name__)
+        raise ValueError(f"task: no model for {task!r} can be made of this {kind} configuration ({reason})") from error
     with mode:
         exchange(model, _without_memory)
     return model
