@@ -32,7 +32,7 @@ def plain(output):
     return [tensor.numpy() for part in parts for tensor in (part.embedding, *part.taps, part.last_hidden_state)]
 
 
-def run(rank, task, shard):
+def run(rank, task, shard, storage):
     backbone = tlfast.freeze(cases.backbone(task))
     if shard:
         fully_shard(backbone)
@@ -42,15 +42,16 @@ def run(rank, task, shard):
         inputs["decoder_input_ids"] = inputs["input_ids"]
     taps = plain(backbone(**inputs))
     torch.manual_seed(0)
-    model = LadderModel(backbone, task=task, config=LadderConfig(reduction=2, dropout=0.0))
+    config = LadderConfig(reduction=2, dropout=0.0, tap_storage=storage)
+    model = LadderModel(backbone, task=task, config=config)
     losses = cases.train(DistributedDataParallel(model), task, STEPS, rank, 2)
     sharded = {name for name, parameter in backbone.named_parameters() if hasattr(parameter, "full_tensor")}
     return taps, losses, cases.side_weights(model), backbone.fingerprint(), backbone.weight_bytes(), sharded
 
 
-@pytest.mark.parametrize("task", cases.TASKS)
-def test_a_sharded_backbone_trains_the_same_ladder(two_processes, task):
-    kept_whole, sharded = two_processes(run, task, False), two_processes(run, task, True)
+@pytest.mark.parametrize(("task", "storage"), [*((task, "keep") for task in cases.TASKS), ("causal-lm", "stream")])
+def test_a_sharded_backbone_trains_the_same_ladder(two_processes, task, storage):
+    kept_whole, sharded = (two_processes(run, task, shard, storage) for shard in (False, True))
     backbone = tlfast.freeze(cases.backbone(task))
     paths = [f"{stack.path}." for stack in backbone.stacks.values()]
     in_blocks = {name for name, _ in backbone.named_parameters() if any(path in name for path in paths)}

@@ -30,7 +30,7 @@ class Rung(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, tap_dim or tap_width))
         self.bias = nn.Parameter(torch.zeros(width))
         self.alpha = nn.Parameter(torch.zeros(width if gate == "channel" else ()))
-        self.register_buffer("basis", None if tap_dim is None else torch.eye(tap_dim, tap_width))
+        self.register_buffer("basis", _first_channels(tap_dim, tap_width))
         nn.init.normal_(self.weight, std=0.01)
 
     def project(self, h: torch.Tensor) -> torch.Tensor:
@@ -60,7 +60,7 @@ class Entrance(nn.Linear):
 
     def __init__(self, tap_width: int, width: int, tap_dim: int | None = None) -> None:
         super().__init__(tap_dim or tap_width, width)
-        self.register_buffer("basis", None if tap_dim is None else torch.eye(tap_dim, tap_width))
+        self.register_buffer("basis", _first_channels(tap_dim, tap_width))
         nn.init.normal_(self.weight, std=0.01)
         nn.init.zeros_(self.bias)
 
@@ -73,6 +73,15 @@ class Entrance(nn.Linear):
         if h.dtype == self.weight.dtype or torch.is_autocast_enabled(h.device.type):
             return super().forward(h)
         return F.linear(h, self.weight.to(h.dtype)).to(self.weight.dtype) + self.bias
+
+
+def _first_channels(tap_dim: int | None, tap_width: int) -> torch.Tensor | None:
+    """The basis that nobody has set yet."""
+    if tap_dim is None:
+        return None
+    if tap_dim > tap_width:
+        raise ValueError(f"tap_dim: {tap_dim} is more than the {tap_width} channels of a tap; pass at most {tap_width}")
+    return torch.eye(tap_dim, tap_width)
 
 
 def _projected(h: torch.Tensor, basis: torch.Tensor | None) -> torch.Tensor:

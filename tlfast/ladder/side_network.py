@@ -34,7 +34,7 @@ class SideNetwork(nn.Module):
         side = reduced(spec, config.reduction, config.dropout)
         count = len(stack.taps)
         self.width = side.width
-        tap_dim = _tap_dim(spec.width, config)
+        tap_dim = config.tap_dim if config.tap_storage == "project" else None
         self.tap_storage = config.tap_storage
         self.embedding = Entrance(spec.width, side.width, tap_dim)
         self.rungs = nn.ModuleList(
@@ -141,12 +141,3 @@ class Climb:
             return step(block, rung, rung.project(tap), s, self.key_mask, self.bias, rotation, slots[0])
         z = self.storage.climb(rung, tap, s)
         return block(z, self.key_mask, self.bias, rotation, memory, memory_mask, *slots)
-
-
-def _tap_dim(width: int, config: LadderConfig) -> int | None:
-    """The width to which taps of a width are projected, None where they are not; ValueError where it is no less."""
-    if config.tap_storage != "project":
-        return None
-    if config.tap_dim > width:
-        raise ValueError(f"tap_dim: {config.tap_dim} is more than the {width} channels of a tap; pass at most {width}")
-    return config.tap_dim
