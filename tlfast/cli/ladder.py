@@ -273,8 +273,7 @@ def _fit(
     from .. import training
 
     def make_model() -> LadderModel:
-        with settings_of_the_user():  # too few tokens for --tap-dim
-            return make(calibration=training.calibration_batches(data, settings.seed))
+        return make(calibration=training.calibration_batches(data, settings.seed))
 
     progress = on_terminal() and not quiet
     return training.fit(make_model, seen, settings, run.checkpoints, resume, progress, _silent if quiet else note)

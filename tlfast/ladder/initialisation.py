@@ -17,6 +17,7 @@ pass through the backbone for its Fisher score.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -27,9 +28,11 @@ from ..backbone.sharding import whole
 from ..backbone.stack import Stack
 from .blocks import SideBlock
 from .config import LadderConfig
-from .moments import Moments, Spread, is_distributed, measure
+from .moments import Moments, is_distributed, measure
 from .pruning import copy_norm, cut, relative_bias
 from .side_network import SideNetwork
+
+_SHARE_OF_ALL = 1e-3  # too little to outweigh a direction in which a tap's own tokens differ
 
 
 def initialise(
@@ -58,7 +61,7 @@ def initialise(
         for name, side in sides.items():
             stack, seen = backbone.stacks[name], moments[name]
             memory = next(iter(bases.values()), None)  # a decoder's blocks read the side encoder, through its basis
-            bases[name] = _select(seen, side.width) if init == "prune" else _principal(seen, side.width)
+            bases[name] = _select(seen, side.width) if init == "prune" else _components(seen.covariance, side.width)
             centre = bases[name].T @ seen.mean.float() if init == "pca" else torch.zeros(side.width)
             _start(side, stack, seen, bases[name], centre, memory)
             if is_distributed():  # other hardware rounds otherwise, and could choose other channels
@@ -67,15 +70,24 @@ def initialise(
 
 
 def _set_bases(side: SideNetwork, moments: Moments, width: int) -> None:
-    """To each entrance of the side network the principal components of what comes in there."""
-    if moments.count < width:
-        raise ValueError(
-            f"calibration: {moments.count} tokens do not determine {width} principal components of a tap; pass more "
-            "batches as calibration, or lower tap_dim"
+    """To each entrance of the side network the principal components of what comes in there.
+
+    Where there are fewer tokens than components, the stream as a whole gives the rest: it has been seen at every tap.
+    """
+    few = moments.count < width
+    if few:
+        warnings.warn(
+            f"calibration: {moments.count} tokens do not determine {width} principal components of a tap; what they "
+            "leave open comes from all taps together. Pass more batches as calibration, or lower tap_dim",
+            stacklevel=2,
         )
     for module, spread in zip((side.embedding, *side.rungs), moments.each, strict=True):
+        covariance, whole_stream = spread.covariance, moments.covariance
+        if few:
+            share = covariance.trace() / whole_stream.trace().clamp_min(torch.finfo(torch.float64).tiny)
+            covariance = covariance + _SHARE_OF_ALL * share * whole_stream
         basis: Any = module.basis
-        basis.copy_(_principal(spread, width).T)
+        basis.copy_(_components(covariance, width).T)
         if is_distributed():
             torch.distributed.broadcast(basis, 0)
 
@@ -116,9 +128,9 @@ def _select(moments: Moments, width: int) -> torch.Tensor:
     return torch.eye(variance.numel(), device=variance.device)[:, chosen]
 
 
-def _principal(moments: Spread, width: int) -> torch.Tensor:
-    """(D, R): the first R principal components of the taps, signs fixed so that runs agree."""
-    _, vectors = torch.linalg.eigh(moments.covariance)
+def _components(covariance: torch.Tensor, width: int) -> torch.Tensor:
+    """(D, width): the first principal components, signs fixed so that runs agree."""
+    _, vectors = torch.linalg.eigh(covariance)
     basis = vectors.flip(1)[:, :width]
     peak = basis.gather(0, basis.abs().argmax(0, keepdim=True))
     return (basis * peak.sign()).float()
