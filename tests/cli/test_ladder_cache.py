@@ -156,14 +156,6 @@ def test_int8_takes_less_room_and_learns_alike(data, plain, cached, tmp_path):
     assert scores["dev"]["loss"] == pytest.approx(plain[1]["dev"]["loss"], rel=0.05)
 
 
-def test_one_row_of_training_data(data, tmp_path):
-    (tmp_path / "train.tsv").write_text("text\tlabel\ngood film\t1.5\n")
-    (tmp_path / "test.tsv").write_text("text\tlabel\ngood film\t1.5\nbad\t0.5\n")
-    rows = {TEXTS: (data[TEXTS][0], tmp_path / "train.tsv", tmp_path / "test.tsv")}
-    done(rows, tmp_path / "run", "--dev", tmp_path / "test.tsv", "--cache", tmp_path / "cache")
-    assert metrics(tmp_path / "run")["examples"]["train"] == 1
-
-
 def interrupt(monkeypatch, owner, name, call):
     """Ctrl-C at that call of a method."""
     real, calls = getattr(owner, name), []

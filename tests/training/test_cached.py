@@ -143,10 +143,13 @@ def test_scores_of_cached_dev_data_and_of_others_beside_them(tmp_path):
     assert evaluate(ladder, other, cached.collate, cached.scoring) == expected
 
 
-def test_a_text_without_tokens(tmp_path):
-    ladder, data = make_ladder("bert", "bf16"), make_data("bert", [0, 4, 0, 2])
+@pytest.mark.parametrize(
+    ("lengths", "batches"), [([6], [[0]]), ([0, 4, 0, 2], [[0, 1], [2], [3, 0]])], ids=["one text", "without tokens"]
+)
+def test_small_data(tmp_path, lengths, batches):
+    ladder, data = make_ladder("bert", "bf16"), make_data("bert", lengths)
     cached, _ = on(tmp_path, data, ladder)
-    for samples in ([0, 1], [2], [3, 0]):
+    for samples in batches:
         expected = ladder.eval()(**data.collate([data.train[i] for i in samples])).logits
         assert torch.equal(ladder(**cached.collate([cached.train[i] for i in samples])).logits, expected)
 
@@ -186,3 +189,13 @@ def test_taps_for_a_ladder_that_has_not_started_are_refused():
     output = ladder.look(input_ids=torch.ones(1, 3, dtype=torch.long))
     with pytest.raises(ValueError, match="backbone_output: the starting weights are not set; pass calibration"):
         ladder(backbone_output=output)
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
+    """Trainer would share a batch between them by nn.DataParallel, which does not split what is read from a cache."""
+    ladder = make_ladder("bert")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    reader = TapReader(ladder.look, {}, torch.device("cuda"))
+    with pytest.raises(InputError, match="several GPUs in one process cannot read it; start by torchrun"):
+        on_cache(make_data("bert"), tmp_path / "c", reader)
+    assert not (tmp_path / "c").exists()

@@ -166,7 +166,7 @@ class ShardReader:
 
 
 def check_sum(stored: Sequence[np.ndarray]) -> int:
-    """64-bit sum of the words of some bytes: at the speed of memory, and wherever a byte differs it does too."""
+    """64-bit sum of the words of some bytes: at the speed of memory, and a changed word always changes it."""
     total = _ZEROS
     for data in stored:
         whole = len(data) - len(data) % 8

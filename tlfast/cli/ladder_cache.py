@@ -39,11 +39,12 @@ def on_cache(
     quiet: bool,
 ) -> tuple[TaskData, dict[str, Any]]:
     """The data with their taps in the cache, filled behind a progress bar; and what metrics.json says of it."""
+    import torch
     from tqdm import tqdm
 
     from .. import features, training
 
-    frozen = ladder.backbone
+    frozen = ladder.to("cuda" if torch.cuda.is_available() else "cpu").backbone
     identity = {
         "fingerprint": frozen.fingerprint(),
         "precision": frozen.precision,

@@ -163,7 +163,7 @@ class LadderModel(nn.Module):
         """
         _check_others(others)
         if backbone_output is not None:
-            if not self.calibrated:
+            if not (self._ready or self.calibrated):  # the second waits for a GPU
                 raise ValueError("backbone_output: the starting weights are not set; pass calibration to LadderModel")
             known = backbone_output.to(self.calibrated.device)
             logits = self.climb(known, attention_mask, decoder_attention_mask, position_ids)

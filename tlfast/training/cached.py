@@ -67,6 +67,8 @@ def on_cache(
     left padding positions, rotated or absolute, begin elsewhere.
     Raises InputError for a folder that holds other taps, a disk that is too small or full, and a damaged cache.
     """
+    if reader.device.type == "cuda" and torch.cuda.device_count() > 1 and processes.count() == 1:
+        raise InputError("a cache: several GPUs in one process cannot read it; start by torchrun, or show it one GPU")
     start = time.perf_counter()
     parts = {"train": data.train, "dev": data.dev}
     with _of_the_user(folder):
