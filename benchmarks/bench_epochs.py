@@ -32,7 +32,7 @@ from tlfast.data import LengthBuckets
 BATCH, RATE, LARGEST_GRADIENT = 32, 1e-3, 1.0
 CHUNK = 31  # batches that one method trains on before the next has its turn
 SEEDS = (0, 1, 2, 3, 4)
-KILLS, KILL_ROWS, KILL_EPOCHS = 20, 1200, 2
+BACKBONE, KILLS, KILL_ROWS, KILL_EPOCHS = "minilm", 20, 1200, 2  # of the runs that are killed
 
 Batches = Callable[[list[list[int]]], Iterator[dict[str, Any]]]
 
@@ -209,7 +209,7 @@ def test_killed_runs_end_as_an_unbroken_one(benchmark, tmp_path):
         small[name] = tmp_path / f"{name}.tsv"
         lines = files[name].read_text(encoding="utf-8").splitlines(keepends=True)
         small[name].write_text("".join(lines[: 1 + (KILL_ROWS if name == "train" else 200)]), encoding="utf-8")
-    common = ["ladder", "train", "--backbone", "minilm", "--precision", "bf16", "--json", "--reduction", str(REDUCTION)]
+    common = ["ladder", "train", "--backbone", BACKBONE, "--precision", "bf16", "--json", "--reduction", str(REDUCTION)]
     common += [
         "--epochs",
         str(KILL_EPOCHS),
