@@ -317,7 +317,7 @@ def test_a_damaged_shard_ends_the_run_with_one_line_and_is_mended_by_the_next(da
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     options = (data, tmp_path / "run", "--cache", tmp_path / "cache")
-    refused(start(*options), f"{shard}: is damaged; remove it")
+    refused(start(*options, "--json"), f"{shard}: is damaged; remove it")
     shard.unlink()
     assert start(*options).exit_code == 0
     assert_same_run(tmp_path / "run", plain[0], metrics(tmp_path / "run"), plain[1])
