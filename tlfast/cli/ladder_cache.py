@@ -61,5 +61,6 @@ def on_cache(
 
         seen, report = training.on_cache(data, folder, reader, storage, begin)
     if not quiet:
-        note(f"{folder}: {report.bytes / 2**20:,.0f} MiB of taps, {report.seconds:.1f} s")
+        size, new = (f"{count / 2**20:,.1f} MiB" for count in (report.bytes, report.filled_bytes))
+        note(f"{folder}: {size} of taps, of them new {new}, {report.seconds:.1f} s")
     return seen, {"cache": asdict(report)}
