@@ -62,11 +62,11 @@ def test_storages_are_in_their_order():
     found = outline(CONFIGS["bert"], job_of("bert"))
     rows = ladder_rows(found, tlfast.LadderConfig(reduction=REDUCTION, tap_dim=24), ["fp32"])
     saved = {row.setting["tap_storage"]: row.saved for row in rows}
-    assert saved["keep"] > saved["int8"] > saved["project"] > saved["stream"] == saved["offload"]
+    assert saved["keep"] > saved["int8"] > saved["offload"] > saved["stream"] < saved["project"] < saved["int8"]
     forwards = {row.setting["tap_storage"]: row.forwards for row in rows}
     assert forwards["stream"] - forwards["keep"] == pytest.approx(1)  # the second frozen forward
     assert all(1 < forwards[name] < 2 for name in ("keep", "int8", "project", "offload"))
-    taps = 4 * BATCH * LENGTH * 192 * 4
+    taps = 5 * BATCH * LENGTH * 192 * 4  # the embedding among them
     assert {row.setting["tap_storage"]: row.host for row in rows} == dict.fromkeys(saved, 0) | {"offload": taps}
     assert all(0 < row.cached_forwards < row.forwards - 0.9 for row in rows)
 
@@ -78,6 +78,11 @@ def test_the_cache_holds_every_tap_the_embedding_and_the_last_state():
     assert row_of("bert", "fp32", "int8").cache_sample == 5 * (tap + 4 * LENGTH)
     assert row_of("bert", "fp32", "keep", layers=[0, 2]).cache_sample == 4 * 4 * tap
     assert row_of("llama", "fp32", "keep").cache_sample == 4 * 6 * tap
+
+
+def test_a_projection_wider_than_a_tap_is_refused():
+    with pytest.raises(ValueError, match="tap_dim: 200 is more than the 192 channels"):
+        row_of("bert", "fp32", "project", tap_dim=200)
 
 
 def test_a_reduction_that_does_not_divide_is_refused():

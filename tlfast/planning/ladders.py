@@ -44,8 +44,15 @@ def ladder_rows(
 ) -> list[Row]:
     """A row for each precision of the backbone and each way to keep taps, with the other settings of `config`.
 
-    Trained by AdamW in float32. Raises ValueError for a reduction that does not divide a block.
+    Trained by AdamW in float32. Raises ValueError for a reduction that does not divide a block, and where "project" is
+    asked for with a tap_dim above the width of a tap.
     """
+    narrowest = min(stack.spec.width for stack in outline.stacks.values())
+    if "project" in storages and config.tap_dim > narrowest:
+        raise ValueError(
+            f"tap_dim: {config.tap_dim} is more than the {narrowest} channels of a tap; pass at most {narrowest}, or "
+            "leave 'project' out of the storages"
+        )
     with outline.mode:
         sides = _sides(outline, config)
         head = _head(outline, config, sides[-1].network.width)
@@ -86,13 +93,13 @@ def _row(
 ) -> Row:
     saved = sum(_saved(outline, side, config, precision, storage) for side in sides) + _head_saved(outline, precision)
     basis = 0
-    if storage == "project":  # the rungs are narrower, and a fixed basis is before each
+    if storage == "project":  # what reads a tap is narrower, and a fixed basis is before it
         for side in sides:
-            width, dim = side.stack.spec.width, min(config.tap_dim, side.stack.spec.width)
-            trained -= side.rungs * side.network.width * (width - dim)
-            basis += side.rungs * FLOAT * width * dim
+            width, dim, places = side.stack.spec.width, config.tap_dim, side.rungs + 1
+            trained -= places * side.network.width * (width - dim)
+            basis += places * FLOAT * width * dim
     optimizer, gradients = ADAMW * trained, FLOAT * trained
-    forward, backward = _forward_room(outline, precision), _backward_room(outline, sides, storage)
+    forward, backward = _forward_room(outline, precision), _backward_room(sides, storage)
     work_done, cached = _forwards(outline, sides, storage)
     return Row(
         method=f"ladder r={config.reduction}",
@@ -111,18 +118,11 @@ def _row(
 
 
 def _saved(outline: Outline, side: _Side, config: LadderConfig, precision: str, storage: str) -> int:
-    spec, width = side.spec, side.stack.spec.width
+    spec, tokens = side.spec, side.tokens
     itemsize = outline.tap_itemsize(side.stack, precision)
-    a_block = terms.tap(storage, side.tokens, width, itemsize, config.tap_dim) + terms.block(spec, side.tokens)
-    if spec.cross:
-        a_block += terms.crossing(spec, side.tokens, side.memory_tokens)
-    bias = terms.relative_bias(spec, side.keys)
-    return (
-        terms.embedding(side.tokens, width)
-        + side.rungs * a_block
-        + bias
-        + terms.end(spec, side.tokens, _reads_tokens(outline, side))
-    )
+    taps = (side.rungs + 1) * terms.tap(storage, tokens, side.stack.spec.width, itemsize, config.tap_dim)
+    rungs = side.rungs * terms.rung(spec, storage, tokens)
+    return taps + rungs + terms.relative_bias(spec, side.keys) + terms.end(spec, tokens, _reads_tokens(outline, side))
 
 
 def _reads_tokens(outline: Outline, side: _Side) -> bool:
@@ -132,7 +132,7 @@ def _reads_tokens(outline: Outline, side: _Side) -> bool:
 
 def _on_host(outline: Outline, side: _Side, precision: str, storage: str) -> int:
     itemsize = outline.tap_itemsize(side.stack, precision)
-    return side.rungs * terms.on_host(storage, side.tokens, side.stack.spec.width, itemsize)
+    return (side.rungs + 1) * terms.on_host(storage, side.tokens, side.stack.spec.width, itemsize)
 
 
 def _head_saved(outline: Outline, precision: str) -> int:
@@ -153,15 +153,15 @@ def _forward_room(outline: Outline, precision: str) -> int:
     return most
 
 
-def _backward_room(outline: Outline, sides: list[_Side], storage: str) -> int:
-    """The most that one side block takes in the backward."""
+def _backward_room(sides: list[_Side], storage: str) -> int:
+    """The most that one side block takes in the backward, and what waits for a second forward."""
     most = 0
     for side in sides:
         spec = side.spec
-        inside = terms.block(spec, side.tokens) + side.tokens * 2 * spec.hidden * FLOAT
-        if storage == "stream":  # the gradients of all rungs wait for the second forward
-            inside += side.rungs * side.tokens * spec.width * FLOAT
-        most = max(most, inside)
+        inside = terms.inside_block(spec, side.tokens)
+        if spec.cross:
+            inside += terms.inside_crossing(spec, side.tokens, side.memory_tokens)
+        most = max(most, inside + side.rungs * terms.waiting(spec, storage, side.tokens))
     return most
 
 

@@ -13,17 +13,17 @@ STORAGES = ("keep", "int8", "project", "stream", "offload")
 
 
 def tap(storage: str, tokens: int, width: int, itemsize: int, tap_dim: int) -> int:
-    """One tap in its storage, on the device: what dW of its rung is computed from.
+    """One tap in its storage, on the device: what dW of its rung is computed from. The embedding is kept like a tap.
 
-    itemsize: of the backbone's numbers. "int8": a byte a channel and a scale a token. "stream" has it made anew by a
-    second forward, "offload" has it in host memory (`on_host`).
+    itemsize: of the backbone's numbers. "int8": a byte a channel and a scale a token. "project": tap_dim numbers.
+    "stream" has it made anew by a second forward, "offload" has it in host memory (`on_host`).
     """
     if storage == "keep":
         return tokens * width * itemsize
     if storage == "int8":
         return tokens * (width + FLOAT)
     if storage == "project":
-        return tokens * min(tap_dim, width) * FLOAT
+        return tokens * tap_dim * itemsize
     return 0
 
 
@@ -32,22 +32,9 @@ def on_host(storage: str, tokens: int, width: int, itemsize: int) -> int:
     return tokens * width * itemsize if storage == "offload" else 0
 
 
-def embedding(tokens: int, width: int) -> int:
-    """The backbone's embeddings in float32, from which the side network starts."""
-    return tokens * width * FLOAT
-
-
-def block(spec: BlockSpec, tokens: int) -> int:
-    """Inside one side block: the rung's result, what attention and norms compute from, and their numbers a row."""
-    return tokens * (spec.width * _narrow(spec) + _attention(spec) + _rows(spec)) * FLOAT
-
-
-def crossing(spec: BlockSpec, tokens: int, memory_tokens: int) -> int:
-    """The cross-attention of one decoder block: queries, output, sum and norm; keys and values of the source."""
-    inner = spec.heads * spec.head_dim
-    rows = 2 * spec.heads + _NORM_ROWS[spec.norm]
-    own = tokens * (2 * inner + 2 * spec.width + rows)
-    return (own + memory_tokens * 2 * inner) * FLOAT
+def rung(spec: BlockSpec, storage: str, tokens: int) -> int:
+    """What a rung gives, which its side block starts from; and what it was given, for its gate, where a tap is kept."""
+    return tokens * spec.width * FLOAT * (1 if storage in ("project", "stream") else 2)
 
 
 def relative_bias(spec: BlockSpec, length: int) -> int:
@@ -74,6 +61,24 @@ def language_head(tokens: int, width: int, itemsize: int) -> int:
 def logits_at_once(tokens: int, width: int, vocabulary: int) -> int:
     """The part of the logits that exists while the loss is computed; not kept."""
     return vocabulary * min(tokens, rows_at_once(tokens, width, vocabulary)) * FLOAT
+
+
+def inside_block(spec: BlockSpec, tokens: int) -> int:
+    """One side block while the backward pass computes it once more: attention, norms, feed-forward. Not kept."""
+    narrow = spec.width * _narrow(spec) + _attention(spec) + _rows(spec)
+    return tokens * (narrow + (3 if spec.gated else 2) * spec.hidden) * FLOAT
+
+
+def inside_crossing(spec: BlockSpec, tokens: int, memory_tokens: int) -> int:
+    """The cross-attention of one decoder block, then: queries, output, sum and norm; keys and values of the source."""
+    inner = spec.heads * spec.head_dim
+    own = tokens * (2 * inner + 2 * spec.width + 2 * spec.heads + _NORM_ROWS[spec.norm])
+    return (own + memory_tokens * 2 * inner) * FLOAT
+
+
+def waiting(spec: BlockSpec, storage: str, tokens: int) -> int:
+    """What the second forward of "stream" reads of one rung: the gradient of what it gave. Not kept by the forward."""
+    return tokens * spec.width * FLOAT if storage == "stream" else 0
 
 
 _NORM_ROWS = {"layer": 2, "rms": 1}
