@@ -23,6 +23,21 @@ def whole(modules: Iterable[nn.Module]) -> Iterator[None]:
             module.reshard()
 
 
+@contextmanager
+def spread_after_use(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, those of the modules that are sharded are spread again after each forward, in a backward pass too.
+
+    There fully_shard keeps them whole: it takes a forward for one that is repeated for the backward pass behind it.
+    """
+    sharded: list[Any] = [module for module in modules if hasattr(module, "reshard")]
+    handles = [module.register_forward_hook(lambda module, *_: module.reshard()) for module in sharded]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def gathered(tensor: Any) -> torch.Tensor:
     """The whole of a tensor. Where it is sharded every process must ask for it."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..backbone import FrozenBackbone
+from ..backbone.sharding import spread_after_use
 from .side_network import Climb, SideNetwork
 from .stream import Stream
 
@@ -41,12 +42,13 @@ def states_along(model: LadderModel, inputs: Inputs) -> tuple[torch.Tensor, torc
 
 def _stream(backbone: FrozenBackbone, sides: list[SideNetwork], inputs: Inputs) -> Stream:
     def run(inputs: Inputs, visit: Callable[[torch.Tensor], None]) -> None:
-        if not backbone.is_encoder_decoder:
-            backbone(visit=visit, **inputs)
-            return
-        of_encoder, of_decoder = _halves(inputs)
-        last = backbone.encode(visit=visit, **of_encoder).last_hidden_state
-        backbone.decode(last, inputs.get("attention_mask"), visit=visit, **of_decoder)
+        with spread_after_use(backbone.model.modules()):
+            if not backbone.is_encoder_decoder:
+                backbone(visit=visit, **inputs)
+                return
+            of_encoder, of_decoder = _halves(inputs)
+            last = backbone.encode(visit=visit, **of_encoder).last_hidden_state
+            backbone.decode(last, inputs.get("attention_mask"), visit=visit, **of_decoder)
 
     modules: list[Any] = [module for side in sides for module in (side.embedding, *side.rungs)]
     return Stream(modules, inputs, run)
