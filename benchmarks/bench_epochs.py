@@ -231,30 +231,34 @@ def test_killed_runs_end_as_an_unbroken_one(benchmark, tmp_path):
     whole.join()
     assert whole.exitcode == 0
     length = time.perf_counter() - began
-    draw, moments = random.Random(0), []
+    draw = random.Random(0)
+    moments: list[float] = []
 
     def kills() -> None:
-        for number in range(KILLS):
-            name = f"run{number}"
-            moment = draw.uniform(before, length)
+        last = length
+        for name in (f"run{number}" for number in itertools.count()):
+            moment = draw.uniform(before, last)
             process = _start(words(name))
             process.join(moment)
-            was_running = process.is_alive()
             process.kill()
             process.join()
+            if process.exitcode != -signal.SIGKILL:  # it had ended: the machine is faster than it was
+                last = moment
+                continue
             resume = ["--resume"] if (tmp_path / name / "run.json").exists() else []
             again = _start([*words(name), *resume])
             again.join()
             assert again.exitcode == 0, f"killed after {moment:.1f} s, the run did not go on"
             assert results(name) == results("whole"), f"killed after {moment:.1f} s, it ended otherwise"
-            moments.append({"seconds": moment, "killed": was_running and process.exitcode == -signal.SIGKILL})
+            moments.append(moment)
+            if len(moments) == KILLS:
+                return
 
     benchmark.pedantic(kills, rounds=1)
-    killed = sum(moment["killed"] for moment in moments)
     benchmark.extra_info["moments"] = moments
     benchmark.extra_info["row"] = {
         "what": f"Runs on a cache killed by SIGKILL at a random moment and resumed, {KILL_ROWS:,} rows of SST-2",
-        "ours": f"{killed} of {KILLS} killed in time, all {KILLS} end with the unbroken run's scores to the last bit",
+        "ours": f"all {KILLS} end with the unbroken run's scores, to the last bit",
         "peer": "-",
         "how": "tlfast bench epochs",
     }
