@@ -64,7 +64,9 @@ def test_logits_are_there_for_whoever_reads_them(family, monkeypatch):
     with torch.no_grad():
         expected = model.eval()(**inputs)
     assert "logits" in expected and len(made) == 2
-    torch.testing.assert_close(result.logits, expected.logits)
+    # behind a text's last token logits are without meaning, and with a cache they are others
+    tokens = inputs["attention_mask"].bool() if family == "gpt2" else slice(None)
+    torch.testing.assert_close(result.logits[tokens], expected.logits[tokens])
     torch.testing.assert_close(result.loss, expected.loss)
 
 

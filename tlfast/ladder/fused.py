@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .. import _native
+from ..backbone.parts import BlockSpec
 from ..ops.side_block import PLACEMENTS, BlockSettings, BlockWeights, side_block
 
 # What operations call an activation that transformers calls otherwise.
@@ -27,8 +28,15 @@ def why_not(block: Any, x: torch.Tensor, arguments: dict[str, Any]) -> str | Non
     for name, value in arguments.items():
         if value is not None:
             return f"it is given a {name}"
+    return why_not_of_its_form(spec)
+
+
+def why_not_of_its_form(spec: BlockSpec) -> str | None:
+    """None where a block of this form can run as one operation, in float32 on a CPU; otherwise the reason."""
     if spec.cross:
         return "it attends to an encoder"
+    if spec.positions in ("relative", "rotary"):
+        return f"its positions are {spec.positions}"
     if spec.kv_heads != spec.heads:
         return "query heads share keys and values"
     if spec.qk_norm:

@@ -6,6 +6,7 @@ A term is of all tokens of a batch in one stack. R is the side network's width, 
 from __future__ import annotations
 
 from ..backbone.parts import BlockSpec
+from ..ladder import fused
 from ..ops.linear_cross_entropy.recompute import rows_at_once
 
 FLOAT = 4
@@ -35,6 +36,17 @@ def on_host(storage: str, tokens: int, width: int, itemsize: int) -> int:
 def rung(spec: BlockSpec, storage: str, tokens: int) -> int:
     """What a rung gives, which its side block starts from; and what it was given, for its gate, where a tap is kept."""
     return tokens * spec.width * FLOAT * (1 if storage in ("project", "stream") else 2)
+
+
+def block(spec: BlockSpec, tokens: int) -> int:
+    """What a side block keeps beside its input: nothing, unless it runs as one operation, which a CPU has for it.
+
+    That keeps the heads' output, with norms behind the layers the sum before the last one, and attention's rows.
+    """
+    if fused.why_not_of_its_form(spec) is not None:
+        return 0
+    sums = spec.width if spec.placement == "post" else 0
+    return tokens * (spec.heads * spec.head_dim + sums + 2 * spec.heads) * FLOAT
 
 
 def relative_bias(spec: BlockSpec, length: int) -> int:
