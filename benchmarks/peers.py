@@ -81,6 +81,21 @@ def full(seed: int = 0) -> nn.Module:
     return AutoModelForSequenceClassification.from_config(BertConfig()).train()
 
 
+class LinearProbe(nn.Module):
+    """A classifier on the frozen model's mean hidden state: the least that can be trained."""
+
+    def __init__(self, backbone: BertModel, labels: int = 2) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False)
+        self.classifier = nn.Linear(backbone.config.hidden_size, labels)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        self.backbone.eval()
+        with torch.no_grad():
+            last = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return F.cross_entropy(self.classifier(last.float().mean(dim=1)), labels)
+
+
 class PlainLadder(nn.Module):
     """The same ladder in plain PyTorch modules, as one would write it without tlfast: no op, no recompute."""
 
@@ -112,21 +127,25 @@ class PlainLadder(nn.Module):
         self.backbone.eval()
         with torch.no_grad():
             output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
-        s = self.embedding(output.hidden_states[0])
+        hidden_states = [hidden.float() for hidden in output.hidden_states]  # a backbone in bfloat16 gives such taps
+        s = self.embedding(hidden_states[0])
         padding = ~attention_mask.bool()
-        for tap, down, alpha, block in zip(output.hidden_states[1:], self.down, self.alpha, self.blocks, strict=True):
+        for tap, down, alpha, block in zip(hidden_states[1:], self.down, self.alpha, self.blocks, strict=True):
             mu = torch.sigmoid(alpha / 0.1)
             s = block(mu * s + (1 - mu) * down(tap), src_key_padding_mask=padding)
-        pooled = (output.last_hidden_state + self.up(self.norm(s))).mean(dim=1)
+        pooled = (hidden_states[-1] + self.up(self.norm(s))).mean(dim=1)
         return F.cross_entropy(self.classifier(pooled), labels)
 
 
-def training_step(model: nn.Module, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
-    """Forward, backward, fused AdamW."""
+def training_step(
+    model: Callable[..., Any], batch: dict[str, torch.Tensor], autocast: bool = False
+) -> Callable[[], None]:
+    """Forward (autocast: in bfloat16), backward, fused AdamW. model: a module, or what torch.compile makes of one."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
 
     def step() -> None:
-        result = model(**batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            result = model(**batch)
         (result if isinstance(result, torch.Tensor) else result.loss).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -57,7 +57,7 @@ def test_a_block_gives_what_its_modules_give(change, monkeypatch):
 
 
 @needs_native
-def test_each_reason_is_given():
+def test_each_reason_is_given(monkeypatch):
     x = torch.randn(2, 5, 24)
     for change, words in (
         ({"kv_heads": 2}, "share keys"),
@@ -72,5 +72,19 @@ def test_each_reason_is_given():
     assert "bias" in fused.why_not(block, x, NO_ARGUMENTS | {"bias": x})
     assert "float64" in fused.why_not(block, x.double(), NO_ARGUMENTS)
     assert "weights" in fused.why_not(SideBlock(BERT).bfloat16(), x, NO_ARGUMENTS)
+    assert "3 sequences" in fused.why_not(block, torch.randn(3, 513, 24), NO_ARGUMENTS)
+    assert fused.why_not(block, torch.randn(4, 513, 24), NO_ARGUMENTS) is None
+    monkeypatch.setitem(fused.MISSING, "native", "switched off")
+    assert fused.why_not(block, x, NO_ARGUMENTS) == "switched off"
+    monkeypatch.undo()
     with torch.autocast("cpu", torch.bfloat16):
         assert "autocast" in fused.why_not(block, x, NO_ARGUMENTS)
+
+
+@needs_native
+def test_a_block_compiles_into_one_graph():
+    block, x = trained(BERT), torch.randn(2, 20, 24)
+    key_mask = torch.ones(2, 20, dtype=torch.bool)
+    compiled = torch.compile(block, fullgraph=True)
+    block.eval(), compiled.eval()
+    assert torch.equal(block(x, key_mask), compiled(x, key_mask))

@@ -6,19 +6,22 @@ from typing import Any
 
 import torch
 
-from .. import _native
 from ..backbone.parts import BlockSpec
+from ..ops._dispatch import MISSING
 from ..ops.side_block import PLACEMENTS, BlockSettings, BlockWeights, side_block
 
 # What operations call an activation that transformers calls otherwise.
 ACTIVATION_NAMES = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
 
+# Fewer and longer sequences than these are better shared out by heads and rows, as the modules' operations do.
+_FEW_SEQUENCES, _LONG = 4, 512
+
 
 def why_not(block: Any, x: torch.Tensor, arguments: dict[str, Any]) -> str | None:
     """None where block(x, key_mask, **arguments) runs as `tlfast.ops.side_block`, otherwise the reason."""
     spec = block.spec
-    if _native.why_not() is not None:
-        return f"the native library is not loaded: {_native.why_not()}"
+    if "native" in MISSING:
+        return MISSING["native"]
     if x.dtype != torch.float32 or x.device.type != "cpu":
         return f"x is {x.dtype} on {x.device.type}, not float32 on the CPU"
     if block.feed_forward.up.weight.dtype != torch.float32:
@@ -28,6 +31,8 @@ def why_not(block: Any, x: torch.Tensor, arguments: dict[str, Any]) -> str | Non
     for name, value in arguments.items():
         if value is not None:
             return f"it is given a {name}"
+    if x.shape[0] < _FEW_SEQUENCES and x.shape[1] > _LONG:
+        return f"{x.shape[0]} sequences of {x.shape[1]} tokens keep few threads busy, which take one sequence each"
     return why_not_of_its_form(spec)
 
 

@@ -1,4 +1,4 @@
-// Products of a side block in float32: a strip of rows by a small weight, and the products of two strips that are a
+// Products of a side network in float32: a strip of rows by a small weight, and the products of two strips that are a
 // weight's gradient. Every result has whole blocks of 32 columns, zeros where an operand has none.
 //
 // On AMX operands are split into three planes of bfloat16 (split.h), once each; elsewhere they stay what they are.
@@ -12,7 +12,7 @@
 
 namespace {
 
-constexpr int64_t STRIP_ROWS = 64, BLOCK = 32;
+constexpr int64_t STRIP_ROWS = 128, BLOCK = 32;
 
 static inline int64_t padded(int64_t count) { return (count + BLOCK - 1) / BLOCK * BLOCK; }
 

@@ -1,4 +1,4 @@
-// One sequence through a side block on one thread: its rows a strip of 64 at a time, its heads one after the other.
+// One sequence through a side block on one thread: its rows a strip of 128 at a time, its heads one after the other.
 #pragma once
 
 #include "attention_head.h"
