@@ -290,7 +290,7 @@ REFUSED = [
     ),
     ("train", ["--backbone", "clip", "--templates", "none.txt"], "--templates none.txt: there is no such file"),
     ("train", ["--backbone", "clip", "--train", "captions.tsv", "--names", "none.tsv"], "--names none.tsv: there is"),
-    ("train", ["--backbone", "clip", "--precision", "fp8"], "precision: 'fp8' is not available"),
+    ("train", ["--backbone", "clip", "--precision", "fp4"], "precision: 'fp4' is not available"),
 ]
 
 

@@ -63,7 +63,7 @@ def test_the_table(folder):
     [
         (["--batch", "0"], ["--batch 0", "at least 1"]),
         (["--samples", "-1"], ["--samples -1"]),
-        (["--precision", "fp8"], ["--precision 'fp8'", "fp32, bf16, int8, nf4"]),
+        (["--precision", "fp4"], ["--precision 'fp4'", "fp32, bf16, int8, nf4"]),
         (["--storage", "keep,shelf"], ["--storage 'shelf'", "stream"]),
         (["--reduction", "7"], ["reduction: 7", "allowed"]),
         (["--layers", "1,99"], ["layers: 99", "0 to 3"]),

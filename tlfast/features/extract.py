@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,7 @@ class Extractor:
         vectors = pool_packed(hidden, output.cu_seqlens, self.pooling)
         return F.normalize(vectors, dim=1) if self.normalize else vectors
 
-    def _forward(self, batch: dict[str, torch.Tensor]) -> BackboneOutput:
+    def _forward(self, batch: dict[str, Any]) -> BackboneOutput:
         if not self.backbone.is_encoder_decoder:
             return self.backbone(packed=True, **batch)
         output, mask = self.backbone.encode(**batch), batch["attention_mask"].bool()

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from ..backbone import BackboneOutput, EncoderDecoderOutput, FrozenBackbone, freeze
-from .model import LadderModel, model_output
+from .model import LadderModel
+from .outputs import model_output
 from .stacked import LadderStack, SideShape
 
 if TYPE_CHECKING:

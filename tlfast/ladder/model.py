@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..backbone import BackboneOutput, EncoderDecoderOutput, FrozenBackbone, resolve_layers
-from ..backbone.stack import Stack
+from ..backbone import BackboneOutput, EncoderDecoderOutput, FrozenBackbone
 from . import checkpoint, generation, tasks
 from .along import states_along
 from .cache import SideCache, new_cache
@@ -26,14 +25,12 @@ from .losses import (
     shifted_right,
     token_loss,
 )
-from .outputs import with_lazy_logits
+from .outputs import model_output, with_lazy_logits
 from .side_network import SideNetwork
+from .tapped import tapped
 
 if TYPE_CHECKING:
     from transformers.utils import ModelOutput
-
-# What transformers passes to every model, and the value that says what a ladder does anyway.
-_ONLY = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 
 
 class LadderModel(nn.Module):
@@ -71,7 +68,7 @@ class LadderModel(nn.Module):
         self.ladder_config = config or LadderConfig()
         self.task, self.problem_type = task, problem_type
         self.num_labels = num_labels if task in tasks.CLASSIFICATION else None
-        self.backbone = _tapped(backbone, self.ladder_config)
+        self.backbone = tapped(backbone, self.ladder_config)
         self.side_encoder = None
         if self.backbone.is_encoder_decoder:
             self.side_encoder = SideNetwork(self.backbone.stacks["encoder"], self.ladder_config)
@@ -161,14 +158,13 @@ class LadderModel(nn.Module):
         A language model in training mode takes the loss from a part of the tokens at a time, and makes the logits when
         they are read: until then those of all tokens do not exist.
         """
-        _check_others(others)
+        tasks.check_others(others)
         if backbone_output is not None:
             if not (self._ready or self.calibrated):  # the second waits for a GPU
                 raise ValueError("backbone_output: the starting weights are not set; pass calibration to LadderModel")
             known = backbone_output.to(self.calibrated.device)
-            logits = self.climb(known, attention_mask, decoder_attention_mask, position_ids)
-            loss = None if labels is None else self._loss(logits, labels, num_items_in_batch)
-            return model_output(self.task, loss, logits, None)
+            states = self._climbed(known, attention_mask, decoder_attention_mask, position_ids)
+            return self._result(*states, attention_mask, labels, num_items_in_batch, None)
         given = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -201,12 +197,7 @@ class LadderModel(nn.Module):
         if extras["logits_to_keep"]:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             side, last = side[:, kept], last[:, kept]
-        if self.training and self.num_labels is None and labels is not None and not extras["logits_to_keep"]:
-            output = model_output(self.task, self._language_loss(side, last, labels, num_items_in_batch), None, past)
-            return with_lazy_logits(output, lambda: self._logits(side, last, attention_mask))
-        logits = self._logits(side, last, attention_mask)
-        loss = None if labels is None else self._loss(logits, labels, num_items_in_batch)
-        return model_output(self.task, loss, logits, past)
+        return self._result(side, last, attention_mask, labels, num_items_in_batch, past)
 
     def look(self, **inputs: Any) -> BackboneOutput | EncoderDecoderOutput:
         """What the backbone gives for a batch, with labels or without: forward reads it, a cache of taps holds it."""
@@ -223,13 +214,41 @@ class LadderModel(nn.Module):
         position_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits from a backbone output already at hand: what forward does after the frozen forward."""
+        states = self._climbed(output, attention_mask, decoder_attention_mask, position_ids)
+        return self._logits(*states, attention_mask)
+
+    def _climbed(
+        self,
+        output: BackboneOutput | EncoderDecoderOutput,
+        attention_mask: torch.Tensor | None,
+        decoder_attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the head reads, as `_states`, of a backbone output at hand."""
         key_mask = _bool(attention_mask)
         if isinstance(output, EncoderDecoderOutput):
             assert self.side_encoder is not None
             memory = self.side_encoder(output.encoder, key_mask)
             side = self.side(output.decoder, _bool(decoder_attention_mask), memory=memory, memory_mask=key_mask)
-            return self._logits(side, output.decoder.last_hidden_state, None)
-        return self._logits(self.side(output, key_mask, position_ids), output.last_hidden_state, attention_mask)
+            return side, output.decoder.last_hidden_state
+        return self.side(output, key_mask, position_ids), output.last_hidden_state
+
+    def _result(
+        self,
+        side: torch.Tensor,
+        last: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        num_items: int | torch.Tensor | None,
+        past: Any,
+    ) -> ModelOutput:
+        """Loss and logits of what the head reads."""
+        if self.training and self.num_labels is None and labels is not None:
+            output = model_output(self.task, self._language_loss(side, last, labels, num_items), None, past)
+            return with_lazy_logits(output, lambda: self._logits(side, last, attention_mask))
+        logits = self._logits(side, last, attention_mask)
+        loss = None if labels is None else self._loss(logits, labels, num_items)
+        return model_output(self.task, loss, logits, past)
 
     def encode(self, **inputs: Any) -> tuple[BackboneOutput, torch.Tensor]:
         """The encoder half of an encoder-decoder: the backbone's output and the side encoder's, (B, M, R)."""
@@ -340,61 +359,6 @@ class LadderModel(nn.Module):
     def trainable_parameters(self) -> int:
         """Number of parameters that training changes."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
-
-
-def _tapped(backbone: FrozenBackbone, config: LadderConfig) -> FrozenBackbone:
-    """The backbone with exactly the taps the ladder reads."""
-    if not backbone.is_encoder_decoder:
-        if config.decoder_layers is not None:
-            raise ValueError(
-                f"decoder_layers: this {backbone.model_type} backbone has one list of blocks; choose them by layers"
-            )
-        return backbone.with_taps(_wanted(backbone.stack, "layers", config.layers))
-    decoder_layers = config.layers if config.decoder_layers is None else config.decoder_layers
-    return backbone.with_taps(
-        _wanted(backbone.stack, "decoder_layers", decoder_layers),
-        _wanted(backbone.stacks["encoder"], "layers", config.layers),
-    )
-
-
-def _wanted(stack: Stack, argument: str, layers: Any) -> tuple[int, ...]:
-    if layers == "all":
-        return tuple(sorted(stack.taps))
-    wanted = resolve_layers(argument, layers, len(stack.blocks))
-    missing = [index for index in wanted if index not in stack.taps]
-    if missing:
-        raise ValueError(
-            f"{argument}: blocks {missing} are not tapped; the backbone has taps {list(stack.taps)}. "
-            'Freeze it with taps="all"'
-        )
-    return wanted
-
-
-def model_output(task: str, loss: torch.Tensor | None, logits: torch.Tensor | None, past: Any) -> Any:
-    """What transformers' models return for a task."""
-    from transformers import modeling_outputs as outputs
-
-    output_class: Any = {
-        "sequence-classification": outputs.SequenceClassifierOutput,
-        "token-classification": outputs.TokenClassifierOutput,
-        "image-classification": outputs.ImageClassifierOutput,
-        "causal-lm": outputs.CausalLMOutputWithPast,
-        "seq2seq-lm": outputs.Seq2SeqLMOutput,
-    }[task]
-    if past is None:
-        return output_class(loss=loss, logits=logits)
-    name = "cache" if "cache" in output_class.__dataclass_fields__ else "past_key_values"
-    return output_class(loss=loss, logits=logits, **{name: past})
-
-
-def _check_others(others: dict[str, Any]) -> None:
-    for name, value in others.items():
-        if name == "decoder_position_ids":  # transformers makes them for every encoder-decoder; T5 and BART read none
-            continue
-        if name not in _ONLY:
-            raise TypeError(f"{name}: a ladder has no such input; it takes those of its backbone and labels")
-        if value is not None and value != _ONLY[name]:
-            raise TypeError(f"{name}: {value!r} is not available; leave it out, or pass {_ONLY[name]}")
 
 
 def _widened(last: torch.Tensor, side: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A language model's output in training: its logits are made when somebody reads them, and mostly nobody does."""
+"""What a ladder returns; of a language model in training the logits are made when somebody reads them: few do."""
 
 from __future__ import annotations
 
@@ -9,6 +9,23 @@ from typing import Any
 import torch
 
 _MAKE, _MADE = "_make_logits", "_logits"
+
+
+def model_output(task: str, loss: torch.Tensor | None, logits: torch.Tensor | None, past: Any) -> Any:
+    """What transformers' models return for a task."""
+    from transformers import modeling_outputs as outputs
+
+    output_class: Any = {
+        "sequence-classification": outputs.SequenceClassifierOutput,
+        "token-classification": outputs.TokenClassifierOutput,
+        "image-classification": outputs.ImageClassifierOutput,
+        "causal-lm": outputs.CausalLMOutputWithPast,
+        "seq2seq-lm": outputs.Seq2SeqLMOutput,
+    }[task]
+    if past is None:
+        return output_class(loss=loss, logits=logits)
+    name = "cache" if "cache" in output_class.__dataclass_fields__ else "past_key_values"
+    return output_class(loss=loss, logits=logits, **{name: past})
 
 
 def with_lazy_logits(output: Any, make: Callable[[], torch.Tensor]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from ..backbone import FrozenBackbone
 from .losses import PROBLEMS
@@ -10,6 +11,9 @@ from .losses import PROBLEMS
 CLASSIFICATION = ("sequence-classification", "token-classification", "image-classification")
 GENERATION = ("causal-lm", "seq2seq-lm")
 TASKS = (*CLASSIFICATION, *GENERATION)
+
+# What transformers passes to every model, and the value that says what a ladder does anyway.
+_ONLY = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 
 
 def check(backbone: FrozenBackbone, task: str, num_labels: int | None, problem: str | None) -> None:
@@ -70,3 +74,14 @@ def _unfit(backbone: FrozenBackbone, task: str) -> str | None:
 
 def _without_head(backbone: FrozenBackbone, loader: str) -> str | None:
     return None if backbone.lm_head is not None else f"it has no language-model head; load it with {loader}"
+
+
+def check_others(others: dict[str, Any]) -> None:
+    """TypeError for what no ladder takes, as transformers' models raise it."""
+    for name, value in others.items():
+        if name == "decoder_position_ids":  # transformers makes them for every encoder-decoder; T5 and BART read none
+            continue
+        if name not in _ONLY:
+            raise TypeError(f"{name}: a ladder has no such input; it takes those of its backbone and labels")
+        if value is not None and value != _ONLY[name]:
+            raise TypeError(f"{name}: {value!r} is not available; leave it out, or pass {_ONLY[name]}")
