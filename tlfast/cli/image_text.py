@@ -192,8 +192,12 @@ def classes_of(images: ImageTexts, names: Path | None) -> Classes:
     for i, label in enumerate(images.labels):
         if not label:
             raise InputError(f"{images.where(i)}: has no label; add one, or make a folder for each class")
-    called = {} if names is None else _read_names(names)
-    return named(ordered([*images.labels, *called]), images.path, names)
+    if names is None:
+        return named(ordered(images.labels), images.path, None)
+    called = _read_names(names)
+    labels = ordered([*images.labels, *called])
+    _check_several(labels, images.path)
+    return _with_names(labels, images.path, names, called)
 
 
 def ordered(labels: Iterable[str]) -> list[str]:
@@ -205,11 +209,19 @@ def ordered(labels: Iterable[str]) -> list[str]:
 
 def named(labels: Sequence[str], path: Path, names: Path | None) -> Classes:
     """Labels with their names; InputError where there is only one, or one has no name in the file."""
+    _check_several(labels, path)
+    if names is not None:
+        return _with_names(labels, path, names, _read_names(names))
+    return Classes(tuple(labels), tuple(" ".join(label.replace("_", " ").split()) for label in labels))
+
+
+def _check_several(labels: Sequence[str], path: Path) -> None:
     if len(labels) < 2:
         raise InputError(f"{path}: there is only the class {labels[0]!r}; add images of at least one other")
-    if names is None:
-        return Classes(tuple(labels), tuple(" ".join(label.replace("_", " ").split()) for label in labels))
-    called = _read_names(names)
+
+
+def _with_names(labels: Sequence[str], path: Path, names: Path, called: dict[str, str]) -> Classes:
+    """Labels of images at `path` by what a --names file calls them."""
     missing = next((label for label in labels if label not in called), None)
     if missing is not None:
         raise InputError(f"{names}: has no name for the label {missing!r} of {path}; add a row")

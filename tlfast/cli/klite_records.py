@@ -31,10 +31,14 @@ class Records:
     test_file: Path | None
 
     def picture_digest(self) -> str:
-        """SHA-256 of all training and dev images, by which a resumed run knows them again: a table only names them."""
+        """SHA-256 of the training and dev images that tables only name, by which a resumed run knows them again.
+
+        Those of folders are in the folders' own digests.
+        """
         from ..training import file_digest
 
-        files = sorted({*self.train.same_file, *self.dev.same_file})
+        named = (images.same_file for images in (self.train, self.dev) if images.lines is not None)
+        files = sorted({file for files in named for file in files})
         return hashlib.sha256("".join(file_digest(file) for file in files).encode()).hexdigest()
 
     def read_test(self) -> ImageTexts | None:

@@ -9,24 +9,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..backbone.parts import BlockSpec
 from ..ops import add_norm, dropout_add, prenorm
+from ..ops._activations import ACTIVATIONS as OF_OPERATIONS
 from . import fused
 from .attention import Rotation, SideAttention, SideCrossAttention
 
-ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "relu": F.relu,
-    "silu": F.silu,
-    "swish": F.silu,
-}
+_TRANSFORMERS_NAMES = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish")
+ACTIVATIONS = {name: OF_OPERATIONS[fused.ACTIVATION_NAMES.get(name, name)] for name in _TRANSFORMERS_NAMES}
 
 
 def reduced(spec: BlockSpec, reduction: int, dropout: float | None = None) -> BlockSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -26,12 +27,12 @@ class Keep:
         return rung(tap, s)
 
 
-class _Packed(Keep):
+class _Packed(Keep, ABC):
     """Keeps something else in the place of a tap, and makes a tap of it again in the backward pass."""
 
+    @abstractmethod
     def pack(self, tap: torch.Tensor) -> Callable[[], torch.Tensor]:
         """What gives the tap once more; called once the forward product is on its way."""
-        raise NotImplementedError
 
     def enter(self, entrance: Entrance, embedding: torch.Tensor) -> torch.Tensor:
         embedding = as_autocast(embedding)

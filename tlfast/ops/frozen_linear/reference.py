@@ -5,17 +5,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from .._activations import ACTIVATIONS
 from ..quantise_rows import quantise_rows
 from .weight import FrozenWeight
 
-ACTIVATE = {
-    "none": lambda x: x,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "relu": F.relu,
-    "silu": F.silu,
-}
+ACTIVATE = {"none": lambda x: x, **ACTIVATIONS}
 
 
 def frozen_linear(x: torch.Tensor, weight: FrozenWeight, activation: str, out_dtype: torch.dtype) -> torch.Tensor:

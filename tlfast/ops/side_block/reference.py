@@ -5,17 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from .._activations import ACTIVATIONS
 from ..attention.reference import attention
 from ..dropout import dropout
 from .weights import BlockSettings, BlockWeights
-
-_ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "relu": F.relu,
-    "silu": F.silu,
-}
 
 
 def side_block(
@@ -41,7 +34,7 @@ def side_block(
         x = _norm(x, *norms[0], settings)
 
     y = x if post else _norm(x, *norms[1], settings)
-    hidden = _ACTIVATIONS[settings.activation](F.linear(y, w.up_weight, w.up_bias))
+    hidden = ACTIVATIONS[settings.activation](F.linear(y, w.up_weight, w.up_bias))
     x = x + _dropped(F.linear(hidden, w.down_weight, w.down_bias), settings, feed_forward_seed)
     if post:
         x = _norm(x, *norms[1], settings)

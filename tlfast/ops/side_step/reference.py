@@ -5,15 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from .._activations import ACTIVATIONS
 from .weights import StepSettings, StepWeights
-
-_ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "relu": F.relu,
-    "silu": F.silu,
-}
 
 
 def side_step(
@@ -41,7 +34,7 @@ def side_step(
     x = _behind(x, y, w.attention_output_norm, w.attention_norm_weight, w.attention_norm_bias, settings)
 
     y = x if settings.placement == "post" else _norm(x, w.feed_forward_norm_weight, w.feed_forward_norm_bias, settings)
-    hidden, activation = F.linear(y, w.up_weight, w.up_bias), _ACTIVATIONS[settings.activation]
+    hidden, activation = F.linear(y, w.up_weight, w.up_bias), ACTIVATIONS[settings.activation]
     if w.gate_weight is None:
         hidden = activation(hidden)
     else:
