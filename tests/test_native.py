@@ -7,6 +7,7 @@ import torch
 
 from tlfast import _native
 from tlfast.ops import rung
+from tlfast.ops.hmpnn_layer.products import times_transposed
 
 LOAD = "import tlfast, torch; from tlfast import _native; from tlfast.ops import implementations, rung\n"
 INPUTS = "torch.manual_seed(0); h, s, w = torch.randn(40, 12), torch.randn(40, 70), torch.randn(70, 12)\n"
@@ -146,6 +147,23 @@ def test_rounding_to_half_precision_is_torchs(dtype):
     back, expected = through_the_blend(p, dtype, gate=-1000.0), p.to(dtype)
     assert torch.equal(back.isnan(), expected.isnan())
     assert torch.equal(back[~expected.isnan()], expected[~expected.isnan()])
+
+
+def of_all_sizes(rows, least, most, seed):
+    generator = torch.Generator().manual_seed(seed)
+    exponent = least + (most - least) * torch.rand(rows, 384, generator=generator)
+    return torch.randn(rows, 384, generator=generator).sign() * torch.tensor(10.0).pow(exponent)
+
+
+@pytest.mark.skipif(_native.why_not() is not None or _native.matrix_isa() != "AMX", reason="needs AMX")
+@pytest.mark.parametrize("rows", [1, 33, 768])
+@pytest.mark.parametrize("sizes", [(-44, 0), (36, 38.53)])
+def test_products_in_parts_take_numbers_of_all_sizes(rows, sizes):
+    """Down to those whose parts are below the smallest normal number, up to those above bfloat16's largest."""
+    x, w = of_all_sizes(rows, *sizes, 0), of_all_sizes(48, -40, -3, 1)
+    y = times_transposed(x, w)
+    exact, most = x.double() @ w.double().T, x.double().abs() @ w.double().abs().T
+    assert ((y - exact).abs() <= 1e-6 * most + 384 * 2.0**-126 * (x.abs().max() + 1)).all()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here: test_rung_gpu.py launches the kernels")

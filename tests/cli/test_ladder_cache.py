@@ -172,7 +172,7 @@ def interrupt(monkeypatch, owner, name, call):
 def test_ctrl_c_in_the_middle_of_training(data, plain, tmp_path, monkeypatch):
     options = (data, tmp_path / "run", "--cache", tmp_path / "cache")
     with monkeypatch.context() as patch:
-        interrupt(patch, LadderModel, "climb", 15)
+        interrupt(patch, LadderModel, "_climbed", 15)
         result = start(*options)
     assert result.exit_code == 130 and "run the same command with --resume to go on" in result.stderr
     assert start(*options, "--resume").exit_code == 0
@@ -217,7 +217,7 @@ main()
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "call"), [("ShardWriter", "put", 70), ("os", "replace", 5), ("LadderModel", "climb", 21)]
+    ("owner", "name", "call"), [("ShardWriter", "put", 70), ("os", "replace", 5), ("LadderModel", "_climbed", 21)]
 )
 def test_kill_9_and_on(data, plain, tmp_path, monkeypatch, owner, name, call):
     bert, train_file, test_file = map(str, data[TEXTS])

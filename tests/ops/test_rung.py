@@ -251,16 +251,3 @@ def test_float32_products_follow_pytorchs_switch(monkeypatch):
     for allowed, expected in ((True, "tf32"), (False, "ieee")):  # as before PyTorch 2.9
         monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=allowed))
         assert triton._precision() == expected
-
-
-@pytest.mark.parametrize("rows", [1, 33, 768])
-def test_numbers_of_all_sizes(rows):
-    """Down to those whose parts, where a product takes numbers in parts, are below the smallest normal number."""
-    generator = torch.Generator().manual_seed(rows)
-    h, weight = (
-        torch.randn(n, 384, generator=generator) * 10 ** -(40 * torch.rand(n, 384, generator=generator))
-        for n in (rows, 48)
-    )
-    z = rung(h, torch.zeros(rows, 48), weight, torch.zeros(48), torch.zeros(()), impl="native")
-    exact, most = h.double() @ weight.double().T / 2, h.double().abs() @ weight.double().abs().T
-    assert ((z - exact).abs() <= 1e-6 * most + 1e-37).all()

@@ -1,7 +1,4 @@
-"""A rung on the CPU: csrc/ops/cpu/rung.cpp computes what is bound by memory, and torch the products (MKL or oneDNN).
-
-On AMX it has the product of a tap in float32 with the weight itself, which is faster than torch's.
-"""
+"""A rung on the CPU: torch computes the products (MKL or oneDNN), csrc/ops/cpu/rung.cpp what is bound by memory."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import torch
 
 from ... import _native
 from .._gemm import linear
-from .._rows import as_float32, as_rows, empty_float32
+from .._rows import as_float32, as_rows
 
 
 def forward(
@@ -20,7 +17,7 @@ def forward(
     alpha: torch.Tensor,
     temperature: float,
 ) -> torch.Tensor:
-    p = _projected(as_rows(h), weight.to(h.dtype))  # (rows, R)
+    p = linear(as_rows(h), weight.to(h.dtype))  # (rows, R)
     s_rows = as_rows(s)
     # the blend overwrites the product where it may: one buffer fewer
     z = p if p.dtype == s.dtype else torch.empty(p.shape, dtype=s.dtype, device="cpu")
@@ -42,27 +39,6 @@ def forward(
         torch.get_num_threads(),
     )
     return z.view(s.shape)
-
-
-def _projected(h: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """h @ weight.T"""
-    if h.dtype != torch.float32 or _native.matrix_isa() != "AMX":
-        return linear(h, weight)
-    weight = as_rows(weight)
-    p = empty_float32(h.shape[0], weight.shape[0])
-    _native.library().product_fp32_cpu(
-        h.data_ptr(),
-        weight.data_ptr(),
-        p.data_ptr(),
-        *h.shape,
-        weight.shape[0],
-        h.stride(0),
-        weight.stride(0),
-        p.stride(0),
-        False,
-        torch.get_num_threads(),
-    )
-    return p
 
 
 def backward(

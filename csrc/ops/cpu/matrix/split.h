@@ -20,13 +20,16 @@ static inline __mmask16 first_lanes(int64_t count) {
 }
 
 // 16 floats as the sum of three bfloat16 numbers, each in the upper half of its lane. The first two are rounded, half away
-// from zero, the third is what is left: exact, but where that is below 2^-126 and has bits in the lower half, which are cut
-// off, as they would stand in the lane's neighbour. Infinity and NaN stay in the first.
+// from zero (the first towards zero, where it would become infinite), the third is what is left: exact, but where that is
+// below 2^-126 and has bits in the lower half, which are cut off, as they would stand in the lane's neighbour. Infinity and
+// NaN stay in the first.
 static inline void split_lanes(__m512i (&planes)[PLANES], __m512 x) {
   const __m512i half = _mm512_set1_epi32(0x8000), upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   const __mmask16 finite = _mm512_fpclass_ps_mask(x, 0x99) ^ 0xffff;
   const __m512i bits = _mm512_castps_si512(x);
   planes[0] = _mm512_and_si512(_mm512_mask_add_epi32(bits, finite, bits, half), upper);
+  const __mmask16 overflow = _mm512_fpclass_ps_mask(_mm512_castsi512_ps(planes[0]), 0x18) & finite;
+  planes[0] = _mm512_mask_and_epi32(planes[0], overflow, bits, upper);
   const __m512 rest = _mm512_maskz_sub_ps(finite, x, _mm512_castsi512_ps(planes[0]));
   planes[1] = _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(rest), half), upper);
   planes[2] = _mm512_and_si512(_mm512_castps_si512(_mm512_sub_ps(rest, _mm512_castsi512_ps(planes[1]))), upper);
