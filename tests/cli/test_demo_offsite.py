@@ -19,9 +19,13 @@ from .ladder_runs import save_backbone
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.fixture(scope="module")
+def corpus():
+    return docstrings.load_corpus(train=30, dev=10, test=20)
+
+
 @pytest.fixture
-def small(monkeypatch, tmp_path):
-    corpus = docstrings.load_corpus(train=30, dev=10, test=20)
+def small(monkeypatch, tmp_path, corpus):
     monkeypatch.setattr(docstrings, "load_corpus", lambda seed: corpus)
     monkeypatch.setattr(demo_offsite, "MINILM", str(save_backbone(tmp_path / "bert", blocks=5)))
     for name, value in (("STEPS", 2), ("EPOCHS", 1)):

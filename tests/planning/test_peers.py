@@ -49,8 +49,10 @@ def measured(model: Any, batch: dict[str, torch.Tensor], dtype: str) -> tuple[in
     return saved, peak_bytes(lambda: forward().loss.backward())
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("family", TARGETS)
+@pytest.mark.parametrize(
+    "family, dtype",
+    [*((family, "fp32") for family in TARGETS), *((family, "bf16") for family in ("bert", "llama", "t5"))],
+)
 def test_saved_bytes_and_peak_are_those_of_the_real_model(family, dtype):
     rows, batch = peers(family), batch_of(family)
     model = model_of(family)

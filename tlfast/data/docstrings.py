@@ -13,6 +13,7 @@ import random
 import re
 import sysconfig
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,8 @@ def read_passages(source: bytes, label: str, module: str, masked: re.Pattern[str
             tree = ast.parse(source)
         except SyntaxError:
             return []  # a template or a file for another Python version
-    docstrings = filter(None, map(_docstring, ast.walk(tree)))
+    attached = any(name.encode() in source for name in _ATTACHED)
+    docstrings = filter(None, map(_docstring, ast.walk(tree) if attached else _statements(tree)))
     texts = filter(None, (prose(docstring, masked) for docstring in docstrings))
     return [Passage(text, label, module) for text in texts]
 
@@ -128,6 +130,18 @@ def prose(docstring: str, masked: re.Pattern[str] = NAMES) -> str:
         if len(_WORD.findall(text.replace(MASK, ""))) >= MIN_WORDS:
             paragraphs.append(text)
     return " ".join(" ".join(paragraphs).split()[:MAX_WORDS])
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """What a module, class or function may stand in, in the order of ast.walk: no expressions, most of a tree."""
+    waiting: deque[ast.AST] = deque([tree])
+    while waiting:
+        node = waiting.popleft()
+        for name in ("body", "handlers", "orelse", "finalbody", "cases"):
+            children = getattr(node, name, ())
+            if isinstance(children, list):
+                waiting.extend(children)
+        yield node
 
 
 def _docstring(node: ast.AST) -> str | None:
