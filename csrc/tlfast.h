@@ -169,6 +169,7 @@ enum tl_block_weight {
 struct tl_side_block {
   int64_t batch, length, width, heads, head_dim, hidden;
   int64_t placement, rms, activation, causal;  // as side_step takes them
+  int64_t rounded;                             // not 0: products take their operands in bfloat16
   double eps, scale, attention_dropout, hidden_dropout;
   uint64_t attention_seed, output_seed, feed_forward_seed;
 };

@@ -143,6 +143,30 @@ static inline void add_tile_products(const uint8_t *a, int64_t a_tile_stride, co
   }
 }
 
+// Sums [32][32] of a matrix to tiles 0 to 3, or zeros; and back.
+static inline void load_sums(const float *c, int64_t stride, bool there) {
+  finish_writes();
+  if (!there) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    return;
+  }
+  const float *lower = c + TILE_SIDE * stride;
+  _tile_loadd(0, c, stride * 4);
+  _tile_loadd(1, c + TILE_SIDE, stride * 4);
+  _tile_loadd(2, lower, stride * 4);
+  _tile_loadd(3, lower + TILE_SIDE, stride * 4);
+}
+static inline void store_sums(float *c, int64_t stride) {
+  float *lower = c + TILE_SIDE * stride;
+  _tile_stored(0, c, stride * 4);
+  _tile_stored(1, c + TILE_SIDE, stride * 4);
+  _tile_stored(2, lower, stride * 4);
+  _tile_stored(3, lower + TILE_SIDE, stride * 4);
+}
+
 // Adds to the sums in tiles 0 to 3 the products of operands in three planes each: the six that reach float32's last bit,
 // the smallest first where that costs no load.
 template <int Rows>

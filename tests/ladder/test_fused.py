@@ -77,8 +77,32 @@ def test_each_reason_is_given(monkeypatch):
     monkeypatch.setitem(fused.MISSING, "native", "switched off")
     assert fused.why_not(block, x, NO_ARGUMENTS) == "switched off"
     monkeypatch.undo()
+    with torch.autocast("cpu", torch.float16):
+        assert "float16" in fused.why_not(block, x, NO_ARGUMENTS)
     with torch.autocast("cpu", torch.bfloat16):
-        assert "autocast" in fused.why_not(block, x, NO_ARGUMENTS)
+        assert fused.why_not(block, x, NO_ARGUMENTS) is None
+        assert fused.why_not(block, x.bfloat16(), NO_ARGUMENTS) is None
+    assert "bfloat16" in fused.why_not(block, x.bfloat16(), NO_ARGUMENTS)
+
+
+@needs_native
+@pytest.mark.parametrize("change", [{}, {"placement": "pre"}])
+def test_under_autocast_a_block_errs_no_more_than_its_modules(change, monkeypatch):
+    block, x = trained(dataclasses.replace(BERT, **change)), torch.randn(3, 70, 24)
+    key_mask = torch.arange(70) < torch.tensor([[70], [33], [1]])
+    dout = torch.randn(3, 70, 24) * key_mask[..., None]
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = results(block, x, key_mask, dout)
+        assert fused.why_not(block, x, NO_ARGUMENTS) is None
+        monkeypatch.setattr(fused, "why_not", lambda *_: "this test")
+        plain = results(block, x, key_mask, dout)
+    exact = results(block, x, key_mask, dout, torch.float64)
+    for index, (a, b, c) in enumerate(zip(ours, plain, exact, strict=True)):
+        if index == 0:
+            a, b, c = (t[key_mask] for t in (a, b, c))
+        rounding = torch.finfo(torch.bfloat16).eps / 2 * c.abs().max()
+        assert_within_budget(str(index), a, b.to(a.dtype), c, rounding)
+    assert not torch.equal(ours[0], results(block, x, key_mask, dout)[0])  # that in float32
 
 
 @needs_native

@@ -29,6 +29,14 @@ STYLES = {
     ),
     "t5": (BERT._replace(placement="pre", norm="rms", activation="relu", scale=1.0), {"bias": False}),
     "big heads": (BERT._replace(heads=2, activation="silu", hidden_dropout=0.3), {"width": 40, "inner": 40}),
+    "rounded": (
+        BERT._replace(heads=12, attention_dropout=0.1, hidden_dropout=0.1, precision="bf16"),
+        {"width": 96, "hidden": 384, "inner": 96},
+    ),
+    "rounded, odd": (
+        BERT._replace(heads=3, placement="pre", causal=True, precision="bf16"),
+        {"width": 17, "hidden": 33, "inner": 15, "bias": False},
+    ),
 }
 
 
@@ -69,10 +77,13 @@ def run(given, dtype, impl):
 
 
 def check(given):
+    # many layers deep: what PyTorch happens to have exact ours may round, at the size of its terms
+    roundings = (
+        4 * torch.finfo(torch.float32).eps if given[0].precision == "fp32" else torch.finfo(torch.bfloat16).eps / 2
+    )
     ours, plain = run(given, torch.float32, "native"), run(given, torch.float32, "reference")
-    for name, exact in run(given, torch.float64, "reference").items():
-        # many layers deep: what PyTorch happens to have exact ours may round, at the size of its terms
-        rounding = 4 * torch.finfo(torch.float32).eps * exact.abs().max() if exact.numel() else 0.0
+    for name, exact in run((given[0]._replace(precision="fp32"), *given[1:]), torch.float64, "reference").items():
+        rounding = roundings * exact.abs().max() if exact.numel() else 0.0
         assert_within_budget(name, ours[name], plain[name], exact, rounding)
 
 
@@ -88,9 +99,24 @@ def test_native_is_as_exact_as_pytorch(style, batch, length, masked, seed):
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (3, 63), (2, 65), (11, 100), (2, 130)])
-@pytest.mark.parametrize("style", ["wide", "gpt2"])
+@pytest.mark.parametrize("style", ["wide", "gpt2", "rounded", "rounded, odd"])
 def test_shapes_around_the_strips(style, batch, length, masked):
     check(case(style, batch, length, masked))
+
+
+@needs_native
+def test_in_bf16_weights_are_read_rounded():
+    """Rounded beforehand they change no bit; in float32 they do, by about what bfloat16 has."""
+    settings, *given = case("rounded", 3, 70, True)
+    matrices = ("qkv_weight", "output_weight", "up_weight", "down_weight")
+    weights = given[1]
+    rounded = weights._replace(**{name: getattr(weights, name).bfloat16().double() for name in matrices})
+    before, after = (run((settings, given[0], w, *given[2:]), torch.float32, "native") for w in (weights, rounded))
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), after.values(), strict=True))
+    exact = run((settings._replace(precision="fp32"), *given), torch.float32, "native")
+    for name in ("out", "x", *matrices):
+        difference = (before[name] - exact[name]).norm() / exact[name].norm()
+        assert 2**-12 < difference < 2**-6, f"{name}: {difference}"
 
 
 @needs_native
@@ -100,7 +126,7 @@ def test_every_instruction_set(isa, fresh_process):
 import torch
 torch.set_num_threads(1)
 from tests.ops.test_side_block import case, check
-for style in ("wide", "dropped", "gpt2", "clip", "t5", "big heads"):
+for style in ("wide", "dropped", "gpt2", "clip", "t5", "big heads", "rounded", "rounded, odd"):
     check(case(style, 3, 70, True))
 print("same")
 """
@@ -108,8 +134,9 @@ print("same")
 
 
 @needs_native
-def test_the_number_of_threads_changes_no_bit():
-    given, before, results = case("dropped", 13, 37, True), torch.get_num_threads(), []
+@pytest.mark.parametrize("style", ["dropped", "rounded"])
+def test_the_number_of_threads_changes_no_bit(style):
+    given, before, results = case(style, 13, 37, True), torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
@@ -121,8 +148,9 @@ def test_the_number_of_threads_changes_no_bit():
 
 
 @needs_native
-def test_what_stands_behind_the_last_token_is_neither_read_nor_given():
-    settings, x, weights, dout, _, seeds = case("dropped", 3, 50, False)
+@pytest.mark.parametrize("style", ["dropped", "rounded"])
+def test_what_stands_behind_the_last_token_is_neither_read_nor_given(style):
+    settings, x, weights, dout, _, seeds = case(style, 3, 50, False)
     key_mask = torch.arange(50) < torch.tensor([[50], [17], [0]])
     behind = behind_the_last_token(key_mask)
     assert behind.sum(1).tolist() == [0, 33, 50]
@@ -170,8 +198,9 @@ def test_the_formula_is_differentiated_rightly(style):
 
 
 @needs_native
-def test_the_operators_obey_pytorch():
-    settings, x, weights, dout, _, seeds = case("dropped", 2, 20, False)
+@pytest.mark.parametrize("style", ["dropped", "rounded"])
+def test_the_operators_obey_pytorch(style):
+    settings, x, weights, dout, _, seeds = case(style, 2, 20, False)
     dense = [None if w is None else w.float() for w in weights]
     forward, backward = torch.ops.tlfast.side_block_fwd.default, torch.ops.tlfast.side_block_bwd.default
     key_mask = torch.ones(2, 20, dtype=torch.bool)
@@ -203,6 +232,7 @@ def test_it_compiles_into_one_graph():
         ({"seeds": torch.zeros(2, dtype=torch.int64)}, ["seeds", "(2,)"]),
         ({"settings": {"heads": 5}}, ["heads", "24", "5"]),
         ({"settings": {"placement": "sandwich"}}, ["placement", "sandwich", "post"]),
+        ({"settings": {"precision": "fp16"}}, ["precision", "fp16", "bf16"]),
         ({"settings": {"hidden_dropout": 1.0}}, ["hidden_dropout", "1.0"]),
         ({"settings": {"eps": 0.0}}, ["eps", "0.0"]),
         ({"weights": {"down_weight": torch.zeros(24, 39)}}, ["down_weight", "(24, 40)", "(24, 39)"]),

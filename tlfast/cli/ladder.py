@@ -95,6 +95,9 @@ def train(
     tap_dim: Annotated[
         int | None, typer.Option(min=1, help="To how many numbers a token --tap-storage project reduces; default: 96.")
     ] = None,
+    side_precision: Annotated[
+        str, typer.Option(help="Of the side network's products: fp32, or bf16 as under autocast, which is faster.")
+    ] = "fp32",
     precision: Annotated[
         str | None,
         typer.Option(help="Of the frozen weights: fp32 (default), bf16, int8 or nf4; a prepared folder has its own."),
@@ -134,7 +137,7 @@ def train(
         block_size=block_size,
     )
     rates = learning_rates(lr)
-    config = ladder_config(reduction, layers, decoder_layers, init, dropout, tap_storage, tap_dim)
+    config = ladder_config(reduction, layers, decoder_layers, init, dropout, tap_storage, tap_dim, side_precision)
     check_test(test_file, kind)
     storage = storage_of(cache, cache_storage)
     settings = training.Settings(epochs, batch_size, rates, seed=seed)

@@ -61,6 +61,7 @@ def ladder_config(
     dropout: float | None,
     tap_storage: str = "keep",
     tap_dim: int | None = None,
+    side_precision: str = "fp32",
 ) -> LadderConfig:
     """The ladder that the options describe."""
     import torch
@@ -73,12 +74,14 @@ def ladder_config(
         raise InputError(
             "--tap-storage offload: brings states from a GPU to the host, and there is no GPU; use int8 or stream"
         )
-    taps: dict[str, Any] = {"tap_storage": tap_storage} | ({} if tap_dim is None else {"tap_dim": tap_dim})
+    others: dict[str, Any] = {"tap_storage": tap_storage, "side_precision": side_precision}
+    if tap_dim is not None:
+        others["tap_dim"] = tap_dim
     blocks = _blocks("--layers", layers)
     decoder = None if decoder_layers is None else _blocks("--decoder-layers", decoder_layers)
     with settings_of_the_user():
         return LadderConfig(
-            reduction=reduction, layers=blocks, decoder_layers=decoder, init=init, dropout=dropout, **taps
+            reduction=reduction, layers=blocks, decoder_layers=decoder, init=init, dropout=dropout, **others
         )
 
 

@@ -42,7 +42,8 @@ class LadderBank(Mapping[str, LadderModel]):
         ModelOutput with logits}. No graph is built and nothing drops out, whatever mode the ladders are in.
     Ladders of the same side shape and layers are computed as one batch; their weights are then copied, and copied again
     when they are seen to have been trained or loaded in place. A ladder whose parameters were exchanged for others
-    (load_state_dict with assign=True) must be removed and added. The others, and all under autocast, run one by one.
+    (load_state_dict with assign=True) must be removed and added. The others, and all with side_precision "bf16" or
+    under autocast, run one by one.
     A mapping from names to ladders: bank[name].generate(...) is that ladder's own.
     Raises ValueError for no ladder, an unknown or repeated name, a ladder of another backbone or device or one whose
     starting weights are not set yet, and what from_pretrained raises; TypeError for anything else than a ladder.
@@ -154,7 +155,8 @@ class LadderBank(Mapping[str, LadderModel]):
         groups: dict[Any, list[str]] = {}
         autocast = torch.is_autocast_enabled(next(self.backbone.parameters()).device.type)
         for name in chosen:
-            shape = None if autocast else self._shapes[name]
+            rounded = autocast or self[name].ladder_config.side_precision == "bf16"
+            shape = None if rounded else self._shapes[name]
             groups.setdefault(name if shape is None else shape, []).append(name)
         logits: dict[str, torch.Tensor] = {}
         for members in groups.values():

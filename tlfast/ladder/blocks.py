@@ -85,10 +85,11 @@ class SideBlock(nn.Module):
 
     forward(x, key_mask): x (B, S, R), key_mask (B, S) bool, True where a token is. Returns (B, S, R). The other
     arguments are those of `SideAttention` and `SideCrossAttention`; cache and memory_cache hold what they keep.
-    On a CPU, in float32, it is one operation where `fused.why_not` has nothing against it, and keeps x, the heads'
-    output and, with norms behind the layers, one sum of width R, beside a few numbers a row. Otherwise it keeps x, and
-    what other blocks read too (memory, bias, rotation, masks), and computes the rest once more in its backward pass,
-    with the same dropout; with a cache, as in decoding, everything is kept. The attention map exists in neither pass.
+    On a CPU, in float32 or under autocast in bfloat16, it is one operation where `fused.why_not` has nothing against
+    it, and keeps x, the heads' output and, with norms behind the layers, one sum of width R, beside a few numbers a
+    row. Otherwise it keeps x, and what other blocks read too (memory, bias, rotation, masks), and computes the rest
+    once more in its backward pass, with the same dropout; with a cache, as in decoding, everything is kept. The
+    attention map exists in neither pass.
     What stands behind the last token of key_mask is without meaning, zeros as one operation.
     Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.1, for norms behind the layers; Xiong et al. 2020 (arXiv
     2002.04745) for norms before them.

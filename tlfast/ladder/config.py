@@ -11,6 +11,7 @@ from typing import Any
 INITS = ("prune", "pca", "random")
 GATES = ("scalar", "channel")
 POOLINGS = ("mean", "cls", "last")
+SIDE_PRECISIONS = ("fp32", "bf16")
 TAP_STORAGES = ("keep", "int8", "project", "offload", "stream")
 
 
@@ -35,6 +36,10 @@ class LadderConfig:
     pooling: what a sequence head reads: the masked "mean", the first ("cls") or the "last" token.
     blend: let the head read the backbone's own last hidden state too: a classifier through a trained gate, a language
         model as a sum.
+    side_precision: of the side network's products. "fp32": in float32, but a rung's in its tap's dtype. "bf16": as
+        under torch.autocast in bfloat16, whatever the backbone's precision: operands are rounded, weights, gradients
+        and the optimizer stay in float32, and taps are kept in bfloat16. With a cache of keys and values, as generate()
+        has it, in float32.
     decoder_layers: as layers, for an encoder-decoder's decoder; None: as layers.
     Raises ValueError naming the setting, what was given and what is allowed.
     """
@@ -50,12 +55,14 @@ class LadderConfig:
     pooling: str = "mean"
     blend: bool = True
     decoder_layers: str | Sequence[int] | None = None
+    side_precision: str = "fp32"
 
     def __post_init__(self) -> None:
         _one_of("init", self.init, INITS)
         _one_of("gate", self.gate, GATES)
         _one_of("pooling", self.pooling, POOLINGS)
         _one_of("tap_storage", self.tap_storage, TAP_STORAGES)
+        _one_of("side_precision", self.side_precision, SIDE_PRECISIONS)
         if not isinstance(self.reduction, int) or self.reduction < 1:
             raise ValueError(f"reduction: got {self.reduction!r}; pass an integer of at least 1")
         if not 0 < self.gate_temperature < math.inf:

@@ -22,12 +22,13 @@ def why_not(block: Any, x: torch.Tensor, arguments: dict[str, Any]) -> str | Non
     spec = block.spec
     if "native" in MISSING:
         return MISSING["native"]
-    if x.dtype != torch.float32 or x.device.type != "cpu":
+    autocast = torch.is_autocast_enabled("cpu")
+    if autocast and torch.get_autocast_dtype("cpu") != torch.bfloat16:
+        return f"under autocast products are in {torch.get_autocast_dtype('cpu')}, not bfloat16"
+    if not (x.dtype == torch.float32 or (autocast and x.dtype == torch.bfloat16)) or x.device.type != "cpu":
         return f"x is {x.dtype} on {x.device.type}, not float32 on the CPU"
     if block.feed_forward.up.weight.dtype != torch.float32:
         return f"the weights are {block.feed_forward.up.weight.dtype}, not float32"
-    if torch.is_autocast_enabled("cpu"):
-        return "under autocast products are in half precision"
     for name, value in arguments.items():
         if value is not None:
             return f"it is given a {name}"
@@ -54,8 +55,8 @@ def why_not_of_its_form(spec: BlockSpec) -> str | None:
 
 
 def run(block: Any, x: torch.Tensor, key_mask: torch.Tensor | None, seeds: torch.Tensor | None) -> torch.Tensor:
-    """block(x, key_mask) as one operation; seeds (3,), None outside training."""
-    spec = block.spec
+    """block(x, key_mask) as one operation, under autocast in bfloat16; seeds (3,), None outside training."""
+    spec, rounded = block.spec, torch.is_autocast_enabled("cpu")
     settings = BlockSettings(
         spec.heads,
         spec.placement,
@@ -66,8 +67,9 @@ def run(block: Any, x: torch.Tensor, key_mask: torch.Tensor | None, seeds: torch
         spec.head_dim**-0.5 if spec.scale is None else spec.scale,
         0.0 if seeds is None else spec.attention_dropout,
         0.0 if seeds is None else spec.hidden_dropout,
+        "bf16" if rounded else "fp32",
     )
-    return side_block(x, weights_of(block), settings, key_mask=key_mask, seeds=seeds)
+    return side_block(x.float() if rounded else x, weights_of(block), settings, key_mask=key_mask, seeds=seeds)
 
 
 def weights_of(block: Any) -> BlockWeights:

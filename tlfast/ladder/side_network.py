@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ class SideNetwork(nn.Module):
         self.width = side.width
         tap_dim = config.tap_dim if config.tap_storage == "project" else None
         self.tap_storage = config.tap_storage
+        self.precision = config.side_precision
         self.embedding = Entrance(spec.width, side.width, tap_dim)
         self.rungs = nn.ModuleList(
             Rung(spec.width, side.width, config.gate_temperature, config.gate, tap_dim) for _ in range(count)
@@ -80,6 +82,10 @@ class SideNetwork(nn.Module):
         made = {"int8": Int8, "offload": Offload}.get(self.tap_storage, Keep)
         return made() if torch.is_grad_enabled() else Keep()
 
+    def autocast(self, device_type: str) -> AbstractContextManager[Any]:
+        """In which it computes: autocast in bfloat16 where its precision is "bf16", else as the caller has it."""
+        return torch.autocast(device_type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
 
 class Climb:
     """One forward of a side network: called with the embedding, then with each tap; `end` gives its output.
@@ -108,13 +114,17 @@ class Climb:
         self.rotations: dict[str | None, Rotation | None] = {None: None}
 
     def __call__(self, h: torch.Tensor) -> None:
-        with torch.set_grad_enabled(self.with_grad):
+        # a cache is read by operations for one token, in float32
+        autocast = nullcontext() if self.cache is not None else self.side.autocast(h.device.type)
+        with torch.set_grad_enabled(self.with_grad), autocast:
             self.s = self._start(h) if self.s is None else self._climb(h, self.s)
 
     def end(self) -> torch.Tensor:
         """(B, S, R), after the last tap."""
-        assert self.index == len(self.side.rungs) - 1
-        return self.side.norm(self.s)
+        assert self.index == len(self.side.rungs) - 1 and self.s is not None
+        # modules under autocast give bfloat16, and what comes behind a side network has float32 weights
+        s = self.s.to(self.side.norm.weight.dtype) if self.side.precision == "bf16" else self.s
+        return self.side.norm(s)
 
     def _start(self, embedding: torch.Tensor) -> torch.Tensor:
         side = self.side

@@ -8,7 +8,7 @@ first, multiplies each tap with it and drops it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ class _Place:
     """What enters the side network at one place, and what the backward pass of the side network leaves there."""
 
     module: Entrance | Rung
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext  # as it was when the tap came in
     dz: torch.Tensor | None = None
     dz_z: torch.Tensor | None = None  # the sum of dz * z, for the gate
 
@@ -40,9 +41,10 @@ class _Place:
             return [None for _ in self.parameters]
         weight, bias, *alpha = self.parameters
         temperature = self.module.temperature if isinstance(self.module, Rung) else 1.0
-        dweight, dbias, dalpha = rung_gradients(
-            h, self.dz, self.dz_z, weight, bias, alpha[0] if alpha else None, temperature
-        )
+        with self.autocast():
+            dweight, dbias, dalpha = rung_gradients(
+                as_autocast(h), self.dz, self.dz_z, weight, bias, alpha[0] if alpha else None, temperature
+            )
         self.dz = self.dz_z = None
         grads: list[torch.Tensor | None] = [dweight.to(weight.dtype), dbias.to(bias.dtype)]
         return grads if dalpha is None else [*grads, dalpha.to(alpha[0].dtype)]
@@ -74,6 +76,7 @@ class Stream(Keep):
     def _next(self, module: Entrance | Rung) -> _Place:
         place = next(self.places)
         assert place.module is module
+        place.autocast = _autocast_now(module.weight.device.type)
         return place
 
 
@@ -92,7 +95,7 @@ class _Again:
         with torch.no_grad(), self.autocast():
             self.run(
                 dict(zip(self.names, inputs, strict=True)),
-                lambda h: found.extend(next(places).gradients(as_autocast(h))),
+                lambda h: found.extend(next(places).gradients(h)),
             )
         return found
 

@@ -9,7 +9,7 @@ import torch
 from .. import _dispatch
 from . import native, reference
 from .autograd import SideBlock
-from .weights import ACTIVATIONS, NORMS, PLACEMENTS, BlockSettings, BlockWeights
+from .weights import ACTIVATIONS, NORMS, PLACEMENTS, PRECISIONS, BlockSettings, BlockWeights
 
 IMPLEMENTATIONS = ("reference", "native")
 
@@ -30,7 +30,9 @@ def side_block(
 
     Args:
         x: (B, S, R).
-        weights, settings: of the block; I = heads head_dim.
+        weights, settings: of the block; I = heads head_dim. With settings.precision "bf16" the operands of the four
+            layers' products, and in the backward pass of their gradients', are rounded to bfloat16, as under autocast;
+            sums, and everything between the products, stay in float32, as do all tensors here.
         key_mask: (B, S) bool, True where a token is; None: everywhere. A query that sees no key attends to nothing.
         seeds: (3,) int64, of the dropout in the attention, behind it and behind the feed-forward, as
             `torch.randint(2**62, (3,))` draws them; needed where settings have a dropout. The masks are those of
@@ -70,7 +72,12 @@ def side_block(
 
 
 def _check_settings(settings: BlockSettings) -> None:
-    for name, allowed in (("activation", ACTIVATIONS), ("placement", PLACEMENTS), ("norm", NORMS)):
+    for name, allowed in (
+        ("activation", ACTIVATIONS),
+        ("placement", PLACEMENTS),
+        ("norm", NORMS),
+        ("precision", PRECISIONS),
+    ):
         if getattr(settings, name) not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, not {getattr(settings, name)!r}")
     for name in ("attention_dropout", "hidden_dropout"):

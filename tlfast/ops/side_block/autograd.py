@@ -12,7 +12,7 @@ from .weights import BlockSettings, BlockWeights
 
 _SETTINGS = (
     "int heads, str placement, str norm, str activation, bool causal, float eps, float scale,"
-    " float attention_dropout, float hidden_dropout"
+    " float attention_dropout, float hidden_dropout, str precision"
 )
 torch.library.define(
     "tlfast::side_block_fwd",

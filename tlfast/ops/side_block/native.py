@@ -87,7 +87,7 @@ def _described(x: torch.Tensor, weights: BlockWeights, settings: BlockSettings, 
     inner = weights.output_weight.shape[1]
     drawn = (0, 0, 0) if seeds is None else tuple(seed & (2**64 - 1) for seed in seeds.tolist())
     packed = struct.pack(
-        "10q4d3Q",
+        "11q4d3Q",
         *x.shape,
         settings.heads,
         inner // settings.heads,
@@ -96,6 +96,7 @@ def _described(x: torch.Tensor, weights: BlockWeights, settings: BlockSettings, 
         settings.norm == "rms",
         ACTIVATIONS.index(settings.activation),
         settings.causal,
+        settings.precision == "bf16",
         settings.eps,
         settings.scale,
         settings.attention_dropout,

@@ -8,6 +8,7 @@ import torch
 
 NORMS = ("layer", "rms")
 PLACEMENTS = ("post", "pre")
+PRECISIONS = ("fp32", "bf16")
 # The activations of a feed-forward, in the order of tl_activation in csrc/tlfast.h.
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
 
@@ -34,7 +35,8 @@ class BlockWeights(NamedTuple):
 
 
 class BlockSettings(NamedTuple):
-    """The shape of a side block. placement: "post" or "pre"; norm: "layer" or "rms"; see `ACTIVATIONS`."""
+    """The shape of a side block. placement: "post" or "pre"; norm: "layer" or "rms"; see `ACTIVATIONS`; precision: of
+    the operands of its products, "fp32" or "bf16"."""
 
     heads: int
     placement: str
@@ -45,3 +47,4 @@ class BlockSettings(NamedTuple):
     scale: float
     attention_dropout: float
     hidden_dropout: float
+    precision: str = "fp32"

@@ -6,9 +6,18 @@
 
 namespace {
 
-class SideBackward : public SideSequence {
+template <class Products>
+class SideBackward : public SideSequence<Products> {
+  using Sequence = SideSequence<Products>;
+  using Sequence::attention_input, Sequence::attention_norm_, Sequence::attention_problem,
+      Sequence::attended_, Sequence::b_, Sequence::block_, Sequence::feed_forward_drop_, Sequence::feed_forward_norm_,
+      Sequence::from, Sequence::last_, Sequence::length_, Sequence::multiply, Sequence::output_drop_, Sequence::post_,
+      Sequence::products_, Sequence::project, Sequence::row_number, Sequence::rows_at, Sequence::shape_,
+      Sequence::statistics, Sequence::strip, Sequence::to_feed_forward, Sequence::vector, Sequence::weights_,
+      Sequence::work_, Sequence::x_;
+
  public:
-  using SideSequence::SideSequence;
+  using Sequence::Sequence;
 
   // dx: this sequence's rows; the weights' gradients are added to the group's.
   void run(const float *dout, float *dx, SideGradients &gradients) const {

@@ -47,20 +47,22 @@ struct Call {
 
 static int no_memory() { return tl_fail(TL_OUT_OF_MEMORY, "side_block: no memory to work in"); }
 
-int tl_side_block_forward_cpu(const tl_side_block *block, const int64_t *addresses, const float *x,
-                              const uint8_t *key_mask, float *out, float *kept_rows, float *statistics, int threads) {
-  const Call call(*block, x, key_mask, threads);
-  uint8_t *memory = kept_scratch<5>(SideWeights::bytes(call.shape, false));
+template <class Products>
+static int forward(const Call &call, const int64_t *addresses, float *out, const SideKept &kept) {
+  using Weights = SideWeights<Products>;
+  using Work = SideWorkspace<Products>;
+  const tl_side_block &block = call.block;
+  uint8_t *memory = kept_scratch<5>(Weights::bytes(call.shape, false));
   if (memory == nullptr) return no_memory();
-  const SideWeights weights(call.shape, addresses, false, memory);
+  const Weights weights(call.shape, addresses, false, memory);
   std::atomic<bool> failed{false};
-  parallel_for(block->batch, threads, [&](int64_t b) {
-    uint8_t *mine = kept_scratch<6>(SideWorkspace::bytes(*block, call.longest, false));
+  parallel_for(block.batch, call.threads, [&](int64_t b) {
+    uint8_t *mine = kept_scratch<6>(Work::bytes(block, call.longest, false));
     if (mine == nullptr) return failed.store(true);
     Pieces pieces(mine);
-    const SideWorkspace work(*block, call.longest, false, pieces);
-    const SideKept kept{kept_rows, statistics};
-    SideSequence(*block, weights, work, x, key_mask, kept, b, call.tokens(b)).forward(out + b * call.size());
+    const Work work(block, call.longest, false, pieces);
+    SideSequence<Products>(block, weights, work, call.x, call.key_mask, kept, b, call.tokens(b))
+        .forward(out + b * call.size());
     call.clear_padding(out, b);
   });
   return failed ? no_memory() : TL_OK;
@@ -79,34 +81,34 @@ struct Groups {
   }
 };
 
-int tl_side_block_backward_cpu(const tl_side_block *block, const int64_t *addresses, const float *x,
-                               const uint8_t *key_mask, const float *kept_rows, const float *statistics,
-                               const float *dout, float *dx, const int64_t *gradients, int threads) {
-  const Call call(*block, x, key_mask, threads);
+template <class Products>
+static int backward(const Call &call, const int64_t *addresses, const SideKept &kept, const float *dout, float *dx,
+                    const int64_t *gradients) {
+  using Weights = SideWeights<Products>;
+  using Work = SideWorkspace<Products>;
   const Groups groups(call);
-  const int64_t weight_bytes = SideWeights::bytes(call.shape, true), group_bytes = SideGradients::bytes(call.shape);
+  const int64_t weight_bytes = Weights::bytes(call.shape, true), group_bytes = SideGradients::bytes(call.shape);
   uint8_t *memory = kept_scratch<5>(weight_bytes + groups.count * group_bytes);
   if (memory == nullptr) return no_memory();
-  const SideWeights weights(call.shape, addresses, true, memory);
+  const Weights weights(call.shape, addresses, true, memory);
   Pieces pieces(memory + weight_bytes);
-  const SideKept kept{const_cast<float *>(kept_rows), const_cast<float *>(statistics)};  // the backward reads them
   SideGradients sums[MOST_GROUPS];
   for (int64_t g = 0; g < groups.count; ++g) sums[g] = SideGradients(call.shape, pieces);
   std::atomic<bool> failed{false};
-  parallel_for(groups.count, threads, [&](int64_t g) {
-    uint8_t *mine = kept_scratch<6>(SideWorkspace::bytes(*block, call.longest, true));
+  parallel_for(groups.count, call.threads, [&](int64_t g) {
+    uint8_t *mine = kept_scratch<6>(Work::bytes(call.block, call.longest, true));
     if (mine == nullptr) return failed.store(true);
     Pieces own(mine);
-    const SideWorkspace work(*block, call.longest, true, own);
+    const Work work(call.block, call.longest, true, own);
     sums[g].clear_sums();
     for (int64_t b = groups.first[g]; b < groups.first[g + 1]; ++b) {
-      SideBackward(*block, weights, work, x, key_mask, kept, b, call.tokens(b))
+      SideBackward<Products>(call.block, weights, work, call.x, call.key_mask, kept, b, call.tokens(b))
           .run(dout + b * call.size(), dx + b * call.size(), sums[g]);
       call.clear_padding(dx, b);
     }
   });
   if (failed) return no_memory();
-  parallel_for(TL_BLOCK_WEIGHTS, threads, [&](int64_t weight) {
+  parallel_for(TL_BLOCK_WEIGHTS, call.threads, [&](int64_t weight) {
     auto *to = reinterpret_cast<float *>(gradients[weight]);
     if (to == nullptr) return;
     const int m = static_cast<int>(std::find(MATRIX_WEIGHT, MATRIX_WEIGHT + MATRICES, weight) - MATRIX_WEIGHT);
@@ -116,6 +118,23 @@ int tl_side_block_backward_cpu(const tl_side_block *block, const int64_t *addres
       write_vector_gradient(sums, groups.count, static_cast<int>(weight), call.shape.entries(weight), to);
   });
   return TL_OK;
+}
+
+int tl_side_block_forward_cpu(const tl_side_block *block, const int64_t *addresses, const float *x,
+                              const uint8_t *key_mask, float *out, float *kept_rows, float *statistics, int threads) {
+  const Call call(*block, x, key_mask, threads);
+  const SideKept kept{kept_rows, statistics};
+  if (block->rounded) return forward<RoundedProducts>(call, addresses, out, kept);
+  return forward<SplitProducts>(call, addresses, out, kept);
+}
+
+int tl_side_block_backward_cpu(const tl_side_block *block, const int64_t *addresses, const float *x,
+                               const uint8_t *key_mask, const float *kept_rows, const float *statistics,
+                               const float *dout, float *dx, const int64_t *gradients, int threads) {
+  const Call call(*block, x, key_mask, threads);
+  const SideKept kept{const_cast<float *>(kept_rows), const_cast<float *>(statistics)};  // the backward reads them
+  if (block->rounded) return backward<RoundedProducts>(call, addresses, kept, dout, dx, gradients);
+  return backward<SplitProducts>(call, addresses, kept, dout, dx, gradients);
 }
 
 }  // namespace TL_ISA

@@ -18,13 +18,12 @@ static inline int64_t padded(int64_t count) { return (count + BLOCK - 1) / BLOCK
 
 #if defined(__AMX_TILE__)
 
-// Left tiles [tile of 16 rows][plane][step][1024] or right ones [panel of 32 columns][plane][step][2 tiles][1024].
-struct Operand {
-  const uint8_t *tiles;
-  int64_t blocks, steps;
-};
-
-struct Products {
+struct SplitProducts {
+  // Left tiles [tile of 16 rows][plane][step][1024] or right ones [panel of 32 columns][plane][step][2 tiles][1024].
+  struct Operand {
+    const uint8_t *tiles;
+    int64_t blocks, steps;
+  };
   const MatrixUnit unit{};
 
   // Room for an operand of a matrix, whichever of the four it becomes.
@@ -103,14 +102,14 @@ struct Products {
 
 #else
 
-// A left operand: number (i, k) at data[i * row + k * column], rows x depth; a right one: panels [panel][depth][32], or,
-// of a strip, its rows as they are.
-struct Operand {
-  const float *data;
-  int64_t rows, depth, row, column;
-};
+struct SplitProducts {
+  // A left operand: number (i, k) at data[i * row + k * column], rows x depth; a right one: panels [panel][depth][32], or,
+  // of a strip, its rows as they are.
+  struct Operand {
+    const float *data;
+    int64_t rows, depth, row, column;
+  };
 
-struct Products {
   static int64_t bytes(int64_t rows, int64_t columns) { return 4 * padded(rows) * padded(columns); }
 
   static Operand rows(const Matrix &x, uint8_t *) { return {x.data, x.rows, x.columns, x.stride, 1}; }

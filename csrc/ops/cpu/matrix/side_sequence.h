@@ -18,6 +18,7 @@ struct SideKept {
 
 // What a thread works in. Of the whole sequence: queries, keys and values, and the gradients in their attention; of a
 // strip: everything else.
+template <class Products>
 struct SideWorkspace {
   RowsOf qkv, dqkv, dattended;
   float *attention;
@@ -60,9 +61,14 @@ struct SideWorkspace {
 };
 
 // A sequence of `length` tokens, number b of the batch.
+template <class Products>
 class SideSequence {
  public:
-  SideSequence(const tl_side_block &block, const SideWeights &weights, const SideWorkspace &work, const float *x,
+  using Operand = typename Products::Operand;
+  using Weights = SideWeights<Products>;
+  using Work = SideWorkspace<Products>;
+
+  SideSequence(const tl_side_block &block, const Weights &weights, const Work &work, const float *x,
                const uint8_t *key_mask, const SideKept &kept, int64_t b, int64_t length)
       : block_(block), shape_(block), weights_(weights), work_(work), x_(x + b * block.length * block.width),
         attended_{kept.rows + b * block.length * SideKept::stride(block), SideKept::stride(block)},
@@ -179,8 +185,8 @@ class SideSequence {
 
   const tl_side_block &block_;
   const SideShape shape_;
-  const SideWeights &weights_;
-  const SideWorkspace &work_;
+  const Weights &weights_;
+  const Work &work_;
   const float *x_;
   const RowsOf attended_, last_;
   float *statistics_;

@@ -1,7 +1,7 @@
 // The weights of a side block as its products take them, laid out once a call, and the gradients of a group of sequences.
 #pragma once
 
-#include "side_products.h"
+#include "side_rounded.h"
 #include "side_rows.h"
 #include "tlfast.h"
 
@@ -60,7 +60,9 @@ class Pieces {
 };
 
 // Vectors are padded with zeros, those absent are zeros; matrices for y = x w^T and, in a backward, for dx = dy w.
+template <class Products>
 struct SideWeights {
+  using Operand = typename Products::Operand;
   const float *vectors[TL_BLOCK_WEIGHTS] = {};
   Operand forward[MATRICES] = {}, backward[MATRICES] = {};
 

@@ -62,25 +62,9 @@ static void split_left(uint8_t *tiles, int64_t plane_bytes, const Matrix &x, int
 // c [32][32] (row stride in floats) = or += left x right over the steps; c lies inside its matrix.
 static inline void multiply_whole(float *c, int64_t stride, bool add, Tiles a, int64_t a_plane, Tiles b, int64_t b_plane,
                                   int64_t steps) {
-  const int64_t bytes = stride * 4;
-  float *lower = c + TILE_SIDE * stride;
-  finish_writes();
-  if (add) {
-    _tile_loadd(0, c, bytes);
-    _tile_loadd(1, c + TILE_SIDE, bytes);
-    _tile_loadd(2, lower, bytes);
-    _tile_loadd(3, lower + TILE_SIDE, bytes);
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  }
+  load_sums(c, stride, add);
   add_split_products<2>(a, a_plane, b, b_plane, steps);
-  _tile_stored(0, c, bytes);
-  _tile_stored(1, c + TILE_SIDE, bytes);
-  _tile_stored(2, lower, bytes);
-  _tile_stored(3, lower + TILE_SIDE, bytes);
+  store_sums(c, stride);
 }
 
 #endif
