@@ -236,6 +236,14 @@ def test_minilm_without_its_package_says_what_to_install(monkeypatch):
         find_backbone("minilm")
 
 
+def test_a_side_network_in_bf16_trains_and_predicts(data, tmp_path):
+    files = (data / "bert", data / "train.tsv", data / "test.tsv", tmp_path / "run")
+    result = train(*files, "--side-precision", "bf16", "--cache", tmp_path / "cache", "--epochs", 2, "--json")
+    assert result.exit_code == 0, result.output
+    assert metrics(tmp_path / "run")["settings"]["ladder"]["side_precision"] == "bf16"
+    assert run("eval", "--model", tmp_path / "run", "--data", data / "test.tsv", "--json").exit_code == 0
+
+
 @pytest.mark.parametrize("options", [("stream",), ("int8",), ("project", "--tap-dim", 8)])
 def test_every_tap_storage_trains_and_predicts(data, tmp_path, options):
     files = (data / "bert", data / "train.tsv", data / "test.tsv", tmp_path / "run")

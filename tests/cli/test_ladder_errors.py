@@ -151,6 +151,7 @@ def test_a_name_that_cannot_be_fetched(data, tmp_path, monkeypatch):
         ("--precision", "int3", "precision: 'int3' is not available"),
         ("--reduction", "5", "reduction"),
         ("--tap-storage", "float3", "tap_storage: 'float3' is not available; allowed: 'keep', 'int8', 'project'"),
+        ("--side-precision", "fp16", "side_precision: 'fp16' is not available; allowed: 'fp32', 'bf16'"),
         ("--tap-dim", "8", "--tap-dim 8: means nothing for --tap-storage keep; leave it out"),
         ("--tap-storage", "project", "tap_dim: 96 is more than the 32 channels of a tap; pass at most 32"),
     ],

@@ -52,6 +52,15 @@ def test_every_storage_keeps_what_its_row_says(storage):
     assert row.trained == model.trainable_parameters()
 
 
+def test_a_side_network_in_bf16_keeps_taps_in_bf16():
+    exact, row = (row_of("bert", "fp32", "keep", side_precision=precision) for precision in ("fp32", "bf16"))
+    model, batch = ladder_of("bert", side_precision="bf16"), batch_of("bert")
+    model(**batch).loss.backward()
+    saved = saved_bytes(lambda: model(**batch))
+    assert abs(row.saved - saved) <= 0.1 * saved, (row.saved, saved)
+    assert row.saved < exact.saved - BATCH * LENGTH * 192 * 2 * 5 // 2
+
+
 def test_fewer_rungs_keep_less():
     whole, half = (row_of("bert", "fp32", "keep", layers=layers) for layers in ("all", [1, 3]))
     model = ladder_of("bert", layers=[1, 3])

@@ -119,7 +119,7 @@ def _row(
 
 def _saved(outline: Outline, side: _Side, config: LadderConfig, precision: str, storage: str) -> int:
     spec, tokens = side.spec, side.tokens
-    itemsize = outline.tap_itemsize(side.stack, precision)
+    itemsize = 2 if config.side_precision == "bf16" else outline.tap_itemsize(side.stack, precision)
     taps = (side.rungs + 1) * terms.tap(storage, tokens, side.stack.spec.width, itemsize, config.tap_dim)
     rungs = side.rungs * (terms.rung(spec, storage, tokens) + terms.block(spec, tokens))
     return taps + rungs + terms.relative_bias(spec, side.keys) + terms.end(spec, tokens, _reads_tokens(outline, side))
