@@ -163,6 +163,29 @@ def test_a_language_model(tmp_path):
     assert type(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "plugged")).__name__ == "GPT2LMHeadModel"
 
 
+def test_multiple_choice(tmp_path):
+    """Which number comes next? A language model answers by what it finds likely."""
+    save_gpt2(tmp_path / "model", blocks=4)
+    for name, count in (("train", 200), ("test", 40)):
+        rows = [f"{i % 8} {i % 8 + 1}\t{(i * 7) % 10}\t{i % 8 + 2}\t1" for i in range(count)]
+        rows = [row for row in rows if row.split("\t")[1] != row.split("\t")[2]]
+        (tmp_path / f"{name}.tsv").write_text("text\tchoice_0\tchoice_1\tlabel\n" + "\n".join(rows) + "\n")
+    done("make", "--model", tmp_path / "model", "--adapter", "1,1", "--emulator", "keep:1", "--out", tmp_path / "b")
+    data = ("--train", tmp_path / "train.tsv", "--test", tmp_path / "test.tsv")
+    training = (*data, "--task", "multiple-choice", "--lr", "3e-3", "--epochs", 3, "--out", tmp_path / "run")
+    metrics = done("train", tmp_path / "b", *training)
+    assert metrics["accuracy"] > 0.9 and metrics["saved_bytes_batch"]["choices"] == 2
+    evaluation = ("eval", "--model", tmp_path / "model", "--bundle", tmp_path / "b", "--adapter", tmp_path / "run")
+    found = done(*evaluation, *data, "--epochs", 1)
+    assert found["metric"] == "accuracy"
+    assert found["scores"].keys() == {"zero-shot", "emulator", "plug-in", "full tuning"}
+    done("plug", "--model", tmp_path / "model", "--adapter", tmp_path / "run", "--out", tmp_path / "plugged")
+    assert type(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "plugged")).__name__ == "GPT2LMHeadModel"
+    choices = (*data, "--task", "multiple-choice", "--out", tmp_path / "other")
+    refused("train", tmp_path / "b", *choices, "--method", "ladder", words=["a ladder does not choose"])
+    refused("train", tmp_path / "b", *choices, "--block-size", 8, words=["--block-size: means nothing"])
+
+
 def test_images(tmp_path):
     pytest.importorskip("PIL")
     save_vit(tmp_path / "model", blocks=4)

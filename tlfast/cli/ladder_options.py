@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,14 @@ def task_kind(task: str) -> type[Task]:
     """The class of --task."""
     from ..training import TASKS
 
-    if task not in TASKS:
-        raise InputError(f"--task {task!r}: is not available; choose one of {', '.join(TASKS)}")
-    return TASKS[task]
+    return choose_task(task, TASKS)
+
+
+def choose_task(task: str, kinds: Mapping[str, type[Task]]) -> type[Task]:
+    """The class of --task among those that a command has."""
+    if task not in kinds:
+        raise InputError(f"--task {task!r}: is not available; choose one of {', '.join(kinds)}")
+    return kinds[task]
 
 
 def own_options(method: Callable[..., Any], task: str, **given: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..data import InputError
-from .ladder_options import check_test, learning_rates, own_options, settings_of_the_user, task_kind
+from .ladder_options import check_test, choose_task, learning_rates, own_options, settings_of_the_user
 from .offsite_model import distillation_of, load_named, load_owner, read_secret
 from .output import emit, note, on_terminal, quiet_libraries
 
@@ -89,7 +89,10 @@ def train(
         Path, typer.Option(help="Folder of the run; the folder adapter in it, and nothing else, is sent back.")
     ],
     task: Annotated[
-        str, typer.Option(help="sequence-classification, token-classification, image-classification or causal-lm.")
+        str,
+        typer.Option(
+            help="sequence-classification, token-classification, image-classification, causal-lm or multiple-choice."
+        ),
     ] = "sequence-classification",
     dev_file: Annotated[
         Path | None, typer.Option("--dev", help="Data that select; without it a seeded tenth of the training data.")
@@ -113,9 +116,7 @@ def train(
     from .. import offsite, training
     from ..offsite import tuning
 
-    kind = task_kind(task)
-    if task not in offsite.TASKS:
-        raise InputError(f"--task {task}: a bundle has one list of blocks; choose one of {', '.join(offsite.TASKS)}")
+    kind = choose_task(task, task_kinds())
     options = own_options(
         kind.of,
         task,
@@ -195,6 +196,14 @@ def adapter_folder(path: Path) -> Path:
     """The folder that was sent: the path itself, or the folder adapter of a training run."""
     inner = path / ADAPTER
     return inner if not (path / "manifest.json").exists() and inner.is_dir() and not inner.is_symlink() else path
+
+
+def task_kinds() -> dict[str, type[Task]]:
+    """The classes of the tasks that a bundle, which has one list of blocks, can be tuned for."""
+    from .. import offsite, training
+
+    kinds = training.TASKS | {training.ChoiceTask.name: training.ChoiceTask}
+    return {name: kinds[name] for name in offsite.TASKS}
 
 
 def _sizes(text: str) -> tuple[int, int]:

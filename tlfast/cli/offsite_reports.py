@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..data import InputError
-from .ladder_options import check_test, learning_rates, own_options, task_kind
-from .offsite import Json, ModelName, Secret, adapter_folder, app
+from .ladder_options import check_test, learning_rates, own_options
+from .offsite import Json, ModelName, Secret, adapter_folder, app, task_kinds
 from .offsite_model import load_named, plain_batches, read_secret
 from .output import emit, quiet_libraries
 
@@ -91,7 +91,7 @@ def evaluate(
 
     bundle = offsite.Bundle.read(bundle_folder)
     opened = offsite.Adapter.open(adapter_folder(adapter))
-    kind = task_kind(opened.task.name)
+    kind = task_kinds()[opened.task.name]
     check_test(test_file, kind)
     options = own_options(
         kind.of, kind.name, text_column=text_column, label_column=label_column, pair_column=pair_column,
@@ -114,7 +114,7 @@ def _with_labels(task: Any, adapter: Adapter) -> Any:
     """The task with the classes that the adapter was trained for."""
     from ..data import Labels, LabelSets
 
-    if adapter.task.name == "causal-lm":
+    if adapter.task.labels is None:
         return task
     names = adapter.task.label_names or ()
     if adapter.task.problem_type == "multi_label_classification":

@@ -2,6 +2,7 @@
 
 from .batches import IGNORED, PadBatch, stack_batch
 from .blocks import cut_blocks, tokenise_prompts
+from .choices import ChoiceDataset, Choices, PadChoices, read_choices
 from .conll import Sentences, read_conll
 from .documents import Documents, read_documents
 from .errors import InputError
@@ -20,6 +21,8 @@ from .write import TABLES, check_suffix, format_conll, format_rows
 __all__ = [
     "IGNORED",
     "TABLES",
+    "ChoiceDataset",
+    "Choices",
     "Documents",
     "Examples",
     "ImageDataset",
@@ -30,6 +33,7 @@ __all__ = [
     "Labels",
     "LengthBuckets",
     "PadBatch",
+    "PadChoices",
     "Sentences",
     "TokenDataset",
     "check_suffix",
@@ -42,6 +46,7 @@ __all__ = [
     "fit_tags",
     "format_conll",
     "format_rows",
+    "read_choices",
     "read_conll",
     "read_documents",
     "read_examples",

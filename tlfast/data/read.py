@@ -73,13 +73,11 @@ def read_examples(
     lines, texts, seconds, labels = [], [], [], []
     for line, row in rows:
         lines.append(line)
-        texts.append(_value(path, line, row, text_column))
+        texts.append(field(path, line, row, text_column))
         if pairs:
-            seconds.append(_value(path, line, row, pair_column))
+            seconds.append(field(path, line, row, pair_column))
         if label_column is not None:
-            labels.append(
-                (row.get(label_column, "") if empty_labels else _value(path, line, row, label_column)).strip()
-            )
+            labels.append((row.get(label_column, "") if empty_labels else field(path, line, row, label_column)).strip())
     if not lines:
         raise InputError(f"{path}: the file has a header and no rows; add data")
     return Examples(path, texts, seconds if pairs else None, labels if label_column is not None else None, lines)
@@ -163,7 +161,7 @@ def check_columns(path: Path, columns: list[str], wanted: list[str]) -> None:
             raise InputError(f"{path}: the column {column!r} is there {columns.count(column)} times; keep one")
 
 
-def _value(path: Path, line: int, row: dict[str, str], column: str) -> str:
+def field(path: Path, line: int, row: dict[str, str], column: str) -> str:
     """The row's field, which must hold something; only .jsonl rows may lack it altogether."""
     if not row.get(column, "").strip():
         raise InputError(f"{path}, line {line}: the column {column!r} is empty; fill it or remove the row")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..backbone import freeze
@@ -17,8 +18,9 @@ from ..data.errors import InputError
 from ..ladder import LadderConfig, LadderModel
 from .architecture import blocks_path, find_blocks
 from .block_map import BlockMap
+from .choices import choose
 from .schema import fields, one_of, refuse, setting, whole
-from .tasks import PROBLEMS, TASKS, head_parameters, with_head
+from .tasks import CHOICE, PROBLEMS, TASKS, WITHOUT_LABELS, head_parameters, with_head
 
 METHODS = ("full", "lora", "ladder")
 _LABELS, _TOKENS, _NAME = 1 << 17, 1 << 24, 256
@@ -26,7 +28,8 @@ _LABELS, _TOKENS, _NAME = 1 << 17, 1 << 24, 256
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What the full model needs to know of a task. name: one of TASKS. labels: how many, None for a language model.
+    """What the full model needs to know of a task. name: one of TASKS. labels: how many, None for a language model and
+    for multiple choice.
 
     label_names: of the classes, in their order; None where there are none. problem_type: as transformers names it.
     """
@@ -42,9 +45,9 @@ class TaskSpec:
         """Read a task from a manifest; InputError where it is none."""
         fields(value, "task", [part.name for part in dataclasses.fields(cls)])
         name = one_of(*TASKS)(value["name"], "task.name")
-        if name == "causal-lm" and value["labels"] is not None:
-            raise refuse("task.labels", value["labels"], "null for a language model")
-        if name != "causal-lm":
+        if name in WITHOUT_LABELS and value["labels"] is not None:
+            raise refuse("task.labels", value["labels"], f"null for {name}")
+        if name not in WITHOUT_LABELS:
             whole(1, _LABELS)(value["labels"], "task.labels")
         one_of(*PROBLEMS)(value["problem_type"], "task.problem_type")
         if value["pad_token_id"] is not None:
@@ -98,6 +101,8 @@ def tunable(model: nn.Module, blocks: BlockMap, task: TaskSpec, method: Method, 
     Raises ValueError where task and model do not fit.
     """
     if method.name == "ladder":
+        if task.name == CHOICE:
+            raise ValueError("method: a ladder does not choose among answers; pass full or lora")
         return _ladder(model, blocks, task, method)
     made = with_head(model, task.name, task.labels, task.problem_type, task.pad_token_id, seed)
     return Adapted(made, blocks, task.name, method)
@@ -116,6 +121,7 @@ class Adapted(nn.Module):
         path, count = blocks_path(model), len(find_blocks(model).blocks)
         roles = {f"{path}.{place}.": f"{blocks.role(place, count)}." for place in blocks.adapter_places(count)}
         heads = head_parameters(model, task)
+        self.task = task
         self._peft: Any = None
         if method.name == "lora":
             self._peft = _with_lora(model, list(roles), method)
@@ -138,9 +144,16 @@ class Adapted(nn.Module):
         return self.model.config
 
     def forward(self, labels: torch.Tensor | None = None, **inputs: Any) -> Any:
-        """transformers' inputs; labels as its class takes them. Returns its loss and logits."""
+        """transformers' inputs; labels as its class takes them. Returns its loss and logits.
+
+        For multiple choice: what `choose` takes, labels (B,) the numbers of the right answers, and their cross-entropy.
+        """
         from transformers.modeling_outputs import SequenceClassifierOutput
 
+        if self.task == CHOICE:
+            scores = choose(self.model, **inputs)
+            loss = None if labels is None else F.cross_entropy(scores, labels)
+            return SequenceClassifierOutput(loss=loss, logits=scores)
         if labels is not None:
             inputs["labels"] = labels
         output = self.model(**inputs)

@@ -12,6 +12,7 @@ from ..ladder import LadderModel
 from .adapter import WEIGHTS, Adapter
 from .architecture import find_blocks
 from .bundle import Bundle
+from .choices import writes
 from .folder import check_new, new_folder
 from .making import check_model
 from .methods import Adapted, TaskSpec, load_trained, trained, tunable
@@ -95,6 +96,6 @@ def _finished(tuned: nn.Module, task: TaskSpec) -> Any:
     if task.label_names is not None:
         plugged.config.id2label = dict(enumerate(task.label_names))
         plugged.config.label2id = {name: i for i, name in enumerate(task.label_names)}
-    if task.name == "causal-lm":  # training kept no keys and values; writing text does
+    if writes(plugged):  # training kept no keys and values; writing text does
         plugged.config.use_cache = True
     return plugged.requires_grad_(True).eval()

@@ -9,13 +9,17 @@ import torch
 from torch import nn
 
 from .architecture import base_of, find_blocks, seeded, skeleton, tensors_of
+from .choices import writes
 
-TASKS = ("causal-lm", "sequence-classification", "token-classification", "image-classification")
+CHOICE = "multiple-choice"
+TASKS = ("causal-lm", "sequence-classification", "token-classification", "image-classification", CHOICE)
+WITHOUT_LABELS = ("causal-lm", CHOICE)
 PROBLEMS = (None, "single_label_classification", "multi_label_classification", "regression")
 _MAPPINGS = {
     "sequence-classification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
     "token-classification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING",
     "image-classification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
+    CHOICE: "MODEL_FOR_MULTIPLE_CHOICE_MAPPING",
 }
 _TOWERS = {"clip_vision_model": "clip", "siglip_vision_model": "siglip"}  # classified by classes of the two-tower type
 
@@ -30,16 +34,17 @@ def with_head(
 ) -> nn.Module:
     """The model with the head of a task, a copy in eval mode; the head's weights are drawn from the seed.
 
-    model: a transformers model. For "causal-lm" it must have its head, which is kept. pad_token_id: taken where the
+    model: a transformers model. For "causal-lm" it must have its head, which is kept; a language model keeps its head
+        for "multiple-choice" too, other models get one that scores an answer. pad_token_id: taken where the
     model's configuration has none. Raises ValueError where transformers has no such class for the model, or the
     model no such token.
     """
     if task not in TASKS:
         raise ValueError(f"task: {task!r} is not available; allowed: {', '.join(map(repr, TASKS))}")
     config = _config_of_task(model, task, num_labels, problem_type, pad_token_id)
-    if task == "causal-lm":
+    if task == "causal-lm" or (task == CHOICE and writes(model)):
         return _language_model(model, config)
-    if num_labels is None or num_labels < 1:
+    if task not in WITHOUT_LABELS and (num_labels is None or num_labels < 1):
         raise ValueError(f"num_labels: got {num_labels!r}; pass an integer of at least 1")
     kind = _class_for(task, config)
     try:
@@ -57,7 +62,7 @@ def head_parameters(model: nn.Module, task: str) -> list[str]:
 
     A pooler counts as one: it is between the last block and the classifier.
     """
-    if task == "causal-lm":
+    if task in WITHOUT_LABELS and writes(model):
         return []
     inside = {id(parameter) for name, parameter in base_of(model).named_parameters() if "pooler." not in name}
     return [name for name, parameter in model.named_parameters() if id(parameter) not in inside]
@@ -76,7 +81,7 @@ def _config_of_task(
         config = two_towers(vision_config=config.to_dict())
         config.vision_config._attn_implementation = attention
     config._attn_implementation = attention
-    if num_labels is not None and task != "causal-lm":
+    if num_labels is not None and task not in WITHOUT_LABELS:
         config.num_labels = num_labels
         config.problem_type = problem_type if task == "sequence-classification" else None
     if getattr(config, "pad_token_id", None) is None and task != "image-classification":

@@ -19,10 +19,12 @@ from ..training import Fit, Settings, Task, TaskData, calibration_batches, fit
 from .adapter import Adapter
 from .block_map import BlockMap
 from .bundle import Bundle
+from .choices import Chooser
 from .comparison import EMULATOR, PLUGGED, ZERO
 from .methods import Method, TaskSpec, load_trained, trained, tunable
 from .plugging import plug
 from .reading import layout_of
+from .tasks import CHOICE
 
 
 def spec_of(task: Task, preprocessor: Any) -> TaskSpec:
@@ -98,6 +100,8 @@ def stages(full: nn.Module, bundle: Bundle, adapter: Adapter, secret: bytes = b"
     if adapter.bundle_sha256 != bundle.sha256:
         raise InputError(f"{adapter.folder}: was trained on another bundle; pass the one it was trained on")
     plugged = plug(full, adapter.folder, secret=secret)
+    if adapter.task.name == CHOICE:
+        plugged = Chooser(plugged)
     emulator = tunable(bundle.model, bundle.blocks, adapter.task, adapter.method)
     tensors = adapter.tensors(layout_of(trained(emulator)))
     load_trained(emulator, tensors)

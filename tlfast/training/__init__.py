@@ -4,12 +4,13 @@ from .cached import CacheReport, TapReader, on_cache
 from .evaluation import evaluate, evaluate_test, predict_logits
 from .folder import RunFolder, write_whole
 from .results import batch_shape, calibration_batches, file_digest, results, typical_batch, write_results
-from .tasks import TASKS, Columns, Task, TextTask, load_data, load_task
+from .tasks import TASKS, ChoiceTask, Columns, Task, TextTask, load_data, load_task
 from .trainer import Fit, InterruptedTraining, Settings, TaskData, Trial, fit
 
 __all__ = [
     "TASKS",
     "CacheReport",
+    "ChoiceTask",
     "Columns",
     "Fit",
     "InterruptedTraining",

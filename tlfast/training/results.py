@@ -39,6 +39,9 @@ def batch_shape(batch: dict[str, torch.Tensor]) -> dict[str, int]:
     if "pixel_values" in batch:
         samples, _, height, width = batch["pixel_values"].shape
         return {"samples": samples, "height": height, "width": width}
+    if batch["input_ids"].dim() == 3:
+        samples, choices, tokens = batch["input_ids"].shape
+        return {"samples": samples, "choices": choices, "tokens": tokens}
     samples, tokens = batch["input_ids"].shape
     return {"samples": samples, "tokens": tokens}
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from ...data import InputError
 from ..trainer import TaskData
 from .base import TASK, Predictions, Task
+from .choices import ChoiceTask
 from .images import ImageTask
 from .language import CausalTask, Seq2SeqTask
 from .tags import TagTask
@@ -18,7 +19,7 @@ T = TypeVar("T", bound=Task)
 
 TASKS: dict[str, type[Task]] = {kind.name: kind for kind in (TextTask, TagTask, ImageTask, CausalTask, Seq2SeqTask)}
 
-__all__ = ["TASKS", "Columns", "Predictions", "Task", "TextTask", "load_data", "load_task"]
+__all__ = ["TASKS", "ChoiceTask", "Columns", "Predictions", "Task", "TextTask", "load_data", "load_task"]
 
 
 def load_data(
