@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data import LengthBuckets
 from ..data.errors import InputError
 from .backbone import LoadedBackbone, find_backbone, load_backbone
 from .ladder_options import settings_of_the_user
@@ -99,11 +99,11 @@ def _preprocessor_class(model_type: str) -> str:
 
 
 class Batches:
-    """Batches of a dataset, in an order drawn by the seed, that are made when they are asked for."""
+    """Batches of a dataset, of items of similar length in an order drawn by the seed, made when they are asked for."""
 
     def __init__(self, dataset: Any, collate: Callable[[list[Any]], dict[str, Any]], seed: int) -> None:
         self.dataset, self.collate = dataset, collate
-        self.order = random.Random(seed).sample(range(len(dataset)), len(dataset))
+        self.order = list(LengthBuckets(dataset.lengths, _BATCH, seed))
 
     def __len__(self) -> int:
         return -(-len(self.order) // _BATCH)

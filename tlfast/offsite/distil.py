@@ -115,11 +115,15 @@ def _loss(
     if text:
         labels = inputs["input_ids"] if mask is None else inputs["input_ids"].masked_fill(mask == 0, -100)
     first = blocks.adapter[0]
-    with torch.no_grad(), _output_of(model, blocks.total - blocks.adapter[1] - 1) as full:
-        model(**inputs)
-    with _output_of(emulator, first + len(blocks.middle) - 1) as small:
-        output = emulator(**inputs, labels=labels) if text else emulator(**inputs)
-    target, made = (_real(x[0], mask) for x in (full, small))
+    with torch.no_grad():
+        target = _real(_run_to(model, blocks.total - blocks.adapter[1] - 1, inputs), mask)
+    last = first + len(blocks.middle) - 1
+    if text:
+        with _output_of(emulator, last) as small:
+            output = emulator(**inputs, labels=labels)
+        made = _real(small[0], mask)
+    else:
+        made = _real(_run_to(emulator, last, inputs), mask)
     rms = target.square().mean().sqrt()
     loss = settings.kd_weight * ((target - made) / rms).square().mean()
     return loss + settings.lm_weight * output.loss if text else loss
@@ -143,6 +147,27 @@ def _output_of(model: Any, place: int) -> Iterator[list[torch.Tensor]]:
         yield found
     finally:
         handle.remove()
+
+
+class _ReachedError(Exception):
+    """Out of a forward whose rest nobody needs."""
+
+
+def _run_to(model: Any, place: int, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The output of one block, behind which the model is not run."""
+    with _output_of(model, place) as found:
+        handle = find_blocks(model).blocks[place].register_forward_hook(_stop)
+        try:
+            model(**inputs)
+        except _ReachedError:
+            pass
+        finally:
+            handle.remove()
+    return found[0]
+
+
+def _stop(_block: Any, _args: Any, _output: Any) -> None:
+    raise _ReachedError
 
 
 class _Product(nn.Module):
