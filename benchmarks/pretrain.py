@@ -24,15 +24,15 @@ _VIT_STEPS, _VIT_BATCH, _VIT_RATE = 2000, 64, 1e-3
 _NOT_SOURCES = {"site-packages", "test", "tests", "testing", "_vendor"}
 
 
-def byte_gpt2() -> GPT2LMHeadModel:
-    """6 blocks of width 256 over bytes, pre-trained on Python sources; no dropout: it reads nothing twice."""
+def byte_gpt2(width: int = 256, layers: int = 6, heads: int = 4, steps: int = _GPT2_STEPS) -> GPT2LMHeadModel:
+    """A GPT-2 over bytes, pre-trained on Python sources; no dropout: it reads nothing twice."""
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=END + 1,
         n_positions=CONTEXT,
-        n_embd=256,
-        n_layer=6,
-        n_head=4,
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
         bos_token_id=END,
         eos_token_id=END,
         resid_pdrop=0.0,
@@ -40,8 +40,8 @@ def byte_gpt2() -> GPT2LMHeadModel:
         attn_pdrop=0.0,
     )
     model = GPT2LMHeadModel(config)
-    data = blocks(python_sources(), _GPT2_STEPS * _GPT2_BATCH)
-    train(model, shuffled_batches(data, _GPT2_BATCH, _GPT2_STEPS), _GPT2_STEPS, _GPT2_RATE, autocast=True)
+    data = blocks(python_sources(), steps * _GPT2_BATCH)
+    train(model, shuffled_batches(data, _GPT2_BATCH, steps), steps, _GPT2_RATE, autocast=True)
     return model
 
 

@@ -1,0 +1,203 @@
+"""Offsite-tuning with MiniLM on SST-2 and TREC, what its training costs, and a small language model of code.
+
+MiniLM: adapter 1,1; one bundle a recipe, distilled with seed 0 on texts of the other data set's training file, without
+labels, and five seeds of tuning on it. The probe, and the same two blocks tuned in the full model, are what the plugged
+model stands between. The epoch is chosen on dev by the emulator's score; test files are read once, after that.
+Language: a byte-level GPT-2 pre-trained here on Python sources, which are also what it is distilled on; the data owner
+has the prose of PyTorch's docstrings, split by file. The data of the first part are in $TLFAST_DATA/text.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tlfast
+from benchmarks import offsite as parties
+from benchmarks import pretrain
+from benchmarks.loop import Columns, mean_loss, shuffled_batches, train
+from benchmarks.runs import text_files
+from tlfast import offsite, training
+from tlfast.bench import measure
+from tlfast.bench.probe import fit_probe
+from tlfast.cli.backbone import load_backbone
+from tlfast.data import read_examples
+from tlfast.offsite.comparison import EMULATOR, FULL, PLUGGED, ZERO
+
+SEEDS = range(5)
+ADAPTER, KEPT, THIN = (1, 1), "keep:2", "svd:96"
+OTHER = {"sst2": "trec", "trec": "sst2"}
+DISTILLED = {KEPT: 2000, THIN: 2000}  # steps
+DISTIL_RATE = 5e-4
+MOST_TOKENS = 64
+EPOCHS, RATE = 3, 1e-4
+
+LORA, STEP_BATCH, STEP_TOKENS, ROUNDS = "LoRA r=8 on the full model", 16, 64, 5
+
+GPT2 = {"width": 320, "layers": 8, "heads": 5, "steps": 400}  # 10 million parameters
+GPT2_ADAPTER, GPT2_KEPT, GPT2_STEPS, GPT2_DISTILLED = (2, 2), "keep:2", 120, 200
+GPT2_BATCH, GPT2_RATE = 8, 1e-3
+TEST_FILES, TRAIN_FILES = 60, 400
+MIB = 2**20
+
+
+@functools.cache
+def _minilm() -> Any:
+    """MiniLM without dropout, and its tokenizer."""
+    loaded = load_backbone("minilm")
+    loaded.model.config.hidden_dropout_prob = loaded.model.config.attention_probs_dropout_prob = 0.0
+    return loaded
+
+
+@functools.cache
+def _bundle(task: str, recipe: str, distilled: bool) -> offsite.Bundle:
+    """What the owner of MiniLM sends; distilled on the other data set's training texts alone."""
+    loaded, distillation = _minilm(), None
+    if distilled:
+        texts = read_examples(text_files(OTHER[task])["train"], label_column=None).texts
+        batches = parties.texts_as_batches(texts, loaded.tokenizer, MOST_TOKENS, seed=0)
+        distillation = offsite.Distillation(batches, DISTILLED[recipe], DISTIL_RATE)
+    return parties.bundle(loaded.model, ADAPTER, recipe, distillation)
+
+
+def _one_seed(task: str, seed: int) -> dict[str, Any]:
+    loaded = _minilm()
+    data = parties.read(text_files(task), loaded.tokenizer, loaded.max_length, seed)
+    settings = training.Settings(EPOCHS, 32, (RATE,), seed=seed)
+    probe = fit_probe(tlfast.freeze(copy.deepcopy(loaded.model)), data.data)
+    found: dict[str, Any] = {"probe": training.evaluate(probe, data.test, data.data.collate, data.data.scoring)}
+    for recipe, distilled in ((KEPT, True), (KEPT, False), (THIN, True)):
+        sent = _bundle(task, recipe, distilled)
+        tuned = parties.tune(sent, data, settings)
+        models = parties.stages(loaded.model, sent, tuned, data)
+        if not any(FULL in result.get("scores", {}) for result in found.values()):  # the same for every bundle
+            models[FULL] = parties.tune_full(loaded.model, sent, tuned, data, settings)
+        name = f"{recipe}, distilled" if distilled else recipe
+        found[name] = parties.compare(models, data).to_dict()
+    return found
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("task", ["sst2", "trec"])
+def test_plug_in(benchmark: Any, task: str, seed: int) -> None:
+    found = benchmark.pedantic(_one_seed, (task, seed), rounds=1)
+    benchmark.extra_info["run"] = found
+    best, plain, thin = (found[name] for name in (f"{KEPT}, distilled", KEPT, f"{THIN}, distilled"))
+    probe, full, plugged = found["probe"]["accuracy"], best["scores"][FULL], best["scores"][PLUGGED]
+    benchmark.extra_info["recovered"] = (plugged - probe) / (full - probe) if full > probe else None
+    gap, low, high = (100 * value for value in best["plug-in minus"][EMULATOR])
+    recovered = f"{(plugged - probe) / (full - probe):.0%}" if full > probe else "none to recover"
+    benchmark.extra_info["row"] = {
+        "what": f"Offsite-tuning of MiniLM on {task.upper()}, adapter 1,1, {KEPT} distilled, seed {seed}: test "
+        "accuracy of the plugged model (of the gain in the full model), less the emulator's",
+        "ours": f"{100 * plugged:.1f} % ({recovered}), {gap:+.1f} points ({low:+.1f} to {high:+.1f})",
+        "peer": f"linear probe {100 * probe:.1f} %, the same blocks tuned in the full model {100 * full:.1f} %; "
+        f"plugged from {KEPT} undistilled {100 * plain['scores'][PLUGGED]:.1f} %, from {THIN} distilled "
+        f"{100 * thin['scores'][PLUGGED]:.1f} %",
+        "how": "tlfast bench offsite",
+    }
+
+
+def _tunables() -> dict[str, nn.Module]:
+    """What trains: LoRA on all blocks of the full model, and each method on a bundle of keep:2."""
+    full, spec = _minilm().model, offsite.TaskSpec("sequence-classification", 2, "single_label_classification")
+    sent = _bundle("trec", KEPT, False)
+    everything = offsite.BlockMap(sent.blocks.total, (sent.blocks.total - 1, 1), ())
+    models = {LORA: offsite.tunable(full, everything, spec, offsite.Method("lora"))}
+    for name in ("full", "lora"):
+        models[f"bundle, {name}"] = offsite.tunable(sent.model, sent.blocks, spec, offsite.Method(name))
+    for reduction in (8, 16):
+        method = offsite.Method("ladder", ladder={"reduction": reduction})
+        ladder: Any = offsite.tunable(sent.model, sent.blocks, spec, method)
+        ladder.calibrate([_step_inputs()])
+        models[f"bundle, ladder r={reduction}"] = ladder
+    return models
+
+
+def _step_inputs() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (STEP_BATCH, STEP_TOKENS)
+    ids = torch.randint(1000, 20_000, shape, generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones(shape, dtype=torch.int64)}
+
+
+def test_cost_of_a_step(benchmark: Any) -> None:
+    models, batch = _tunables(), _step_inputs() | {"labels": torch.arange(STEP_BATCH) % 2}
+    saved = {name: measure.saved_bytes(lambda model=model: model.train()(**batch)) for name, model in models.items()}
+
+    def step(model: nn.Module) -> None:
+        model(**batch).loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    steps = {name: functools.partial(step, model) for name, model in models.items()}
+    seconds = benchmark.pedantic(lambda: measure.timed_rounds(steps, ROUNDS), rounds=1)
+    times = measure.medians(seconds)
+    benchmark.extra_info.update(saved_bytes=saved, seconds=times)
+    figures = [
+        f"{name} {saved[LORA] / saved[name]:.1f} x less, {times[LORA] / times[name]:.2f} x as fast"
+        for name in models
+        if name != LORA
+    ]
+    benchmark.extra_info["row"] = {
+        "what": f"Saved for backward and time of a step of offsite-tuning, MiniLM, adapter 1,1, {KEPT}, "
+        f"{STEP_BATCH} x {STEP_TOKENS}",
+        "ours": "; ".join(figures),
+        "peer": f"{LORA}: {saved[LORA] / MIB:.1f} MiB, {1e3 * times[LORA]:.0f} ms",
+        "how": "tlfast bench offsite",
+    }
+
+
+def _language(full: Any, train_data: Columns, test: Columns, distilled: bool) -> dict[str, float]:
+    """Perplexity a byte on the test of each stage."""
+    distillation = None
+    if distilled:
+        sources = pretrain.blocks(pretrain.python_sources(), GPT2_DISTILLED * GPT2_BATCH)["input_ids"]
+        batches = [{"input_ids": rows} for rows in sources.split(GPT2_BATCH)]
+        distillation = offsite.Distillation(batches, GPT2_DISTILLED, DISTIL_RATE)
+    sent = parties.bundle(full, GPT2_ADAPTER, GPT2_KEPT, distillation)
+    spec = offsite.TaskSpec("causal-lm")
+    middle = tuple(range(GPT2_ADAPTER[0], GPT2["layers"] - GPT2_ADAPTER[1]))
+    whole = dataclasses.replace(sent, model=full, blocks=offsite.BlockMap(GPT2["layers"], GPT2_ADAPTER, middle))
+    tuned = {}
+    for name, side in ((EMULATOR, sent), (FULL, whole)):
+        tuned[name] = offsite.tunable(side.model, side.blocks, spec, parties.METHOD)
+        batches_of_prose = shuffled_batches(train_data, GPT2_BATCH, GPT2_STEPS)
+        train(tuned[name], batches_of_prose, GPT2_STEPS, GPT2_RATE, autocast=True)
+    with tempfile.TemporaryDirectory() as folder:
+        offsite.save_adapter(Path(folder), tuned[EMULATOR], sent, spec, parties.METHOD)
+        plugged = offsite.plug(full, folder)
+    models = {ZERO: full, EMULATOR: tuned[EMULATOR], PLUGGED: plugged, FULL: tuned[FULL]}
+    return {name: math.exp(mean_loss(model, test)) for name, model in models.items()}
+
+
+@pytest.mark.parametrize("distilled", [False, True], ids=["plain", "distilled"])
+def test_language(benchmark: Any, distilled: bool) -> None:
+    test, train_data = map(pretrain.blocks, pretrain.torch_prose((TEST_FILES, TRAIN_FILES)))
+    full = _gpt2()
+    found = benchmark.pedantic(_language, (full, train_data, test, distilled), rounds=1)
+    size = f"{full.num_parameters() / 1e6:.1f} M parameters"
+    order = found[ZERO] > found[EMULATOR] > found[PLUGGED] > found[FULL]
+    benchmark.extra_info.update(perplexity=found, order_holds=order, parameters=full.num_parameters())
+    benchmark.extra_info["row"] = {
+        "what": f"Perplexity a byte on held-out prose, byte-level GPT-2 of code with {size}, "
+        f"adapter 2,2, {GPT2_KEPT}{' distilled' if distilled else ''}, {GPT2_STEPS} steps of "
+        f"{GPT2_BATCH} x {pretrain.CONTEXT}",
+        "ours": f"emulator {found[EMULATOR]:.3f}, plug-in {found[PLUGGED]:.3f}; the paper's order "
+        f"{'holds' if order else 'does not hold'}",
+        "peer": f"before {found[ZERO]:.3f}, the same blocks tuned in the full model {found[FULL]:.3f}",
+        "how": "tlfast bench offsite",
+    }
+
+
+@functools.cache
+def _gpt2() -> Any:
+    return pretrain.byte_gpt2(**GPT2)
