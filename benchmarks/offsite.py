@@ -93,10 +93,16 @@ def tune_full(
         return tuning.tune_full(full, sent, offsite.Adapter.open(folder), data.task, data.data, settings)
 
 
-def stages(full: nn.Module, sent: offsite.Bundle, tuned: nn.Module, data: Data) -> dict[str, nn.Module]:
+def stages(
+    full: nn.Module,
+    sent: offsite.Bundle,
+    tuned: nn.Module,
+    data: Data,
+    alignment: offsite.Distillation | None = None,
+) -> dict[str, nn.Module]:
     """Zero-shot, tuned emulator and plug-in, from the adapter as it is sent back."""
-    with adapter_of(sent, tuned, data) as folder:
-        return tuning.stages(full, sent, offsite.Adapter.open(folder))
+    with adapter_of(sent, tuned, data) as folder, half():
+        return tuning.stages(full, sent, offsite.Adapter.open(folder), alignment=alignment)
 
 
 def compare(models: dict[str, nn.Module], data: Data) -> Comparison:

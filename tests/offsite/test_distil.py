@@ -5,7 +5,7 @@ import torch
 
 from tests.models import inputs_of, tiny
 from tlfast.offsite import Bundle, Distillation, architecture, make
-from tlfast.offsite.distil import _output_of, _run_to
+from tlfast.offsite.distil import _output_of, run_to
 
 STEPS = 40
 
@@ -81,14 +81,14 @@ def test_the_loss_is_the_papers(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "vit"])
-def test_the_full_model_is_run_to_the_end_of_its_middle_and_stays_as_it_was(family, tmp_path, monkeypatch):
+def test_the_full_model_isrun_to_the_end_of_its_middle_and_stays_as_it_was(family, tmp_path, monkeypatch):
     model = deep(family)
     last = architecture.find_blocks(model).blocks[-1]
     monkeypatch.setattr(last, "forward", lambda *_, **__: pytest.fail("it was run"))
     batch = inputs_of(family, 3)
     place = len(architecture.find_blocks(model).blocks) - 2
     with torch.no_grad():
-        found = _run_to(model, place, batch)
+        found = run_to(model, place, batch)
     monkeypatch.undo()
     with torch.no_grad(), _output_of(model, place) as expected:
         model(**batch)

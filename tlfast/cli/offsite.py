@@ -12,7 +12,7 @@ import typer
 
 from ..data import InputError
 from .ladder_options import check_test, choose_task, learning_rates, own_options, settings_of_the_user
-from .offsite_model import distillation_of, load_named, load_owner, read_secret
+from .offsite_model import alignment_of, distillation_of, load_named, load_owner, read_secret
 from .output import emit, note, on_terminal, quiet_libraries
 
 if TYPE_CHECKING:
@@ -28,6 +28,14 @@ ModelName = Annotated[str, typer.Option("--model", help='Folder or Hugging Face 
 Secret = Annotated[
     Path | None, typer.Option("--secret", help="A file of the owner's, where others may hold the model; kept private.")
 ]
+Align = Annotated[
+    Path | None,
+    typer.Option(
+        "--align", help="Texts or images of the owner's, to train the last blocks on as the emulator has them."
+    ),
+]
+AlignSteps = Annotated[int | None, typer.Option("--align-steps", min=1, help="Steps of alignment; default: 1000.")]
+AlignRate = Annotated[float | None, typer.Option("--align-lr", help="Its learning rate; default: 3e-4.")]
 
 
 @app.command()
@@ -60,7 +68,7 @@ def make(
     loaded = load_owner(model)
     distillation = distillation_of(loaded, distill, steps, distill_lr, seed)
     try:
-        with settings_of_the_user(), _steps(distillation, as_json) as progress:
+        with settings_of_the_user(), steps_of(distillation, "distil", as_json) as progress:
             bundle = offsite.make(
                 loaded.model, sizes, emulator, out, loaded.tokenizer, distillation, read_secret(secret), progress
             )
@@ -173,6 +181,9 @@ def plug(
     bundle: Annotated[
         Path | None, typer.Option(help="The bundle that was sent; an adapter of any other is then refused.")
     ] = None,
+    align: Align = None,
+    align_steps: AlignSteps = None,
+    align_lr: AlignRate = None,
     secret: Secret = None,
     as_json: Json = False,
 ) -> None:
@@ -184,7 +195,11 @@ def plug(
     folder = adapter_folder(adapter)
     opened = offsite.Adapter.open(folder)
     loaded = load_named(model, opened.bundle["model"])
-    plugged = offsite.plug(loaded.model, folder, out, bundle, read_secret(secret), loaded.tokenizer)
+    alignment = alignment_of(loaded, align, align_steps, align_lr, bundle)
+    with aligning(alignment, as_json) as progress:
+        plugged = offsite.plug(
+            loaded.model, folder, out, bundle, read_secret(secret), loaded.tokenizer, alignment, progress
+        )
     result = {"out": str(out), "class": type(plugged).__name__, "task": opened.task.name, "method": opened.method.name}
     how = (
         f"transformers.{result['class']}" if opened.method.name != "ladder" else "tlfast.LadderModel, on the full model"
@@ -221,12 +236,25 @@ def _check_new(out: Path) -> None:
 
 
 @contextmanager
-def _steps(distillation: Distillation | None, quiet: bool) -> Iterator[Callable[[float], None]]:
-    """A bar over the steps of distillation; gives what is called with each step's loss."""
+def aligning(alignment: Distillation | None, quiet: bool) -> Iterator[Callable[[float], None]]:
+    """Around what aligns: its bar, and what it refuses in one line; after Ctrl-C nothing is kept."""
+    try:
+        with settings_of_the_user(), steps_of(alignment, "align", quiet) as progress:
+            yield progress
+    except FloatingPointError as error:
+        raise InputError(f"--align-lr: {error}") from error
+    except KeyboardInterrupt:
+        note("interrupted; nothing was kept")
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def steps_of(distillation: Distillation | None, what: str, quiet: bool) -> Iterator[Callable[[float], None]]:
+    """A bar over the steps of distillation or alignment; gives what is called with each step's loss."""
     from tqdm import tqdm
 
     total = 0 if distillation is None else distillation.steps
-    with tqdm(total=total, desc="distil", unit="step", disable=quiet or not total or not on_terminal()) as bar:
+    with tqdm(total=total, desc=what, unit="step", disable=quiet or not total or not on_terminal()) as bar:
 
         def progress(loss: float) -> None:
             bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)

@@ -59,14 +59,33 @@ def distillation_of(
     loaded: LoadedBackbone, path: Path | None, steps: int | None, rate: float | None, seed: int
 ) -> Distillation | None:
     """The distillation that the options describe; None without --distill."""
+    return _own_training(
+        loaded, path, seed, "--distill", {"steps": ("--steps", steps), "learning_rate": ("--distill-lr", rate)}
+    )
+
+
+def alignment_of(
+    loaded: LoadedBackbone, path: Path | None, steps: int | None, rate: float | None, bundle: Path | None
+) -> Distillation | None:
+    """The alignment that the options of plug and eval describe; None without --align."""
+    if path is not None and bundle is None:
+        raise InputError("--align: needs the emulator that was tuned; pass --bundle")
+    return _own_training(
+        loaded, path, 0, "--align", {"steps": ("--align-steps", steps), "learning_rate": ("--align-lr", rate)}
+    )
+
+
+def _own_training(
+    loaded: LoadedBackbone, path: Path | None, seed: int, option: str, settings: Mapping[str, tuple[str, Any]]
+) -> Distillation | None:
+    """Training on the owner's own inputs. settings: of Distillation, each with its option and what it was given."""
     from ..offsite import Distillation
 
-    options = {"steps": steps, "learning_rate": rate}
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, (_, value) in settings.items() if value is not None}
     if path is None:
         if given:
-            option = "--steps" if "steps" in given else "--distill-lr"
-            raise InputError(f"{option}: means nothing without --distill; add it or leave {option} out")
+            useless = settings[next(iter(given))][0]
+            raise InputError(f"{useless}: means nothing without {option}; add it or leave {useless} out")
         return None
     batches = _batches(loaded, path, seed)
     with settings_of_the_user():

@@ -10,8 +10,8 @@ import typer
 
 from ..data import InputError
 from .ladder_options import check_test, learning_rates, own_options
-from .offsite import Json, ModelName, Secret, adapter_folder, app, task_kinds
-from .offsite_model import load_named, plain_batches, read_secret
+from .offsite import Align, AlignRate, AlignSteps, Json, ModelName, Secret, adapter_folder, aligning, app, task_kinds
+from .offsite_model import alignment_of, load_named, plain_batches, read_secret
 from .output import emit, quiet_libraries
 
 if TYPE_CHECKING:
@@ -81,6 +81,9 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Of --train.")] = 32,
     lr: Annotated[str, typer.Option(help="Of --train.")] = "1e-4",
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    align: Align = None,
+    align_steps: AlignSteps = None,
+    align_lr: AlignRate = None,
     secret: Secret = None,
     as_json: Json = False,
 ) -> None:
@@ -101,8 +104,10 @@ def evaluate(
     preprocessor = tuning.prepare_tokenizer(bundle)
     task = _with_labels(kind.of(tuning.longest_input(bundle, preprocessor), str(bundle_folder), **options), opened)
     test = task.dataset(task.read(test_file, labelled=True), preprocessor)
-    full = load_named(model, bundle.manifest["model"]).model
-    models = tuning.stages(full, bundle, opened, read_secret(secret))
+    loaded = load_named(model, bundle.manifest["model"])
+    full, alignment = loaded.model, alignment_of(loaded, align, align_steps, align_lr, bundle_folder)
+    with aligning(alignment, as_json) as progress:
+        models = tuning.stages(full, bundle, opened, read_secret(secret), alignment, progress)
     if train_file is not None:
         _, data = training.load_data(task, train_file, dev_file, preprocessor, seed)
         models[comparison.FULL] = tuning.tune_full(full, bundle, opened, task, data, settings)

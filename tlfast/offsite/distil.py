@@ -17,7 +17,7 @@ from .block_map import BlockMap
 from .encoding import Encoded
 
 _WARMUP = 0.05
-_LARGEST_NORM = 1.0
+LARGEST_NORM = 1.0
 _NAMES = ("steps", "learning_rate", "kd_weight", "lm_weight", "seed")
 
 
@@ -91,12 +91,12 @@ def distil(
         optimizer = torch.optim.AdamW([p for p in middle.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0)
         for step in range(settings.steps):
             batch = settings.batches[step % len(settings.batches)]
-            optimizer.param_groups[0]["lr"] = settings.learning_rate * _schedule(step, settings.steps)
+            optimizer.param_groups[0]["lr"] = settings.learning_rate * schedule(step, settings.steps)
             loss = _loss(model, emulator, blocks, batch, settings, writes_text)
             if not bool(loss.isfinite()):
                 raise FloatingPointError(f"the loss of distillation is {loss.item()} at step {step}; use a lower rate")
             loss.backward()
-            clip_grad_norm_(middle.parameters(), _LARGEST_NORM)
+            clip_grad_norm_(middle.parameters(), LARGEST_NORM)
             optimizer.step()
             _put_zeros(middle)
             optimizer.zero_grad()
@@ -116,20 +116,20 @@ def _loss(
         labels = inputs["input_ids"] if mask is None else inputs["input_ids"].masked_fill(mask == 0, -100)
     first = blocks.adapter[0]
     with torch.no_grad():
-        target = _real(_run_to(model, blocks.total - blocks.adapter[1] - 1, inputs), mask)
+        target = real_tokens(run_to(model, blocks.total - blocks.adapter[1] - 1, inputs), mask)
     last = first + len(blocks.middle) - 1
     if text:
         with _output_of(emulator, last) as small:
             output = emulator(**inputs, labels=labels)
-        made = _real(small[0], mask)
+        made = real_tokens(small[0], mask)
     else:
-        made = _real(_run_to(emulator, last, inputs), mask)
+        made = real_tokens(run_to(emulator, last, inputs), mask)
     rms = target.square().mean().sqrt()
     loss = settings.kd_weight * ((target - made) / rms).square().mean()
     return loss + settings.lm_weight * output.loss if text else loss
 
 
-def _real(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def real_tokens(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """The states of the tokens that are no padding."""
     return hidden if mask is None else hidden[mask.bool()]
 
@@ -153,7 +153,7 @@ class _ReachedError(Exception):
     """Out of a forward whose rest nobody needs."""
 
 
-def _run_to(model: Any, place: int, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def run_to(model: Any, place: int, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The output of one block, behind which the model is not run."""
     with _output_of(model, place) as found:
         handle = find_blocks(model).blocks[place].register_forward_hook(_stop)
@@ -225,7 +225,7 @@ def _put_zeros(middle: nn.Module) -> None:
             parameter.masked_fill_(gone, 0)
 
 
-def _schedule(step: int, steps: int) -> float:
+def schedule(step: int, steps: int) -> float:
     """A share of the learning rate: a short linear warmup, then a half cosine down to nothing."""
     warmup = max(1, round(_WARMUP * steps))
     if step < warmup:

@@ -17,12 +17,14 @@ from ..data import InputError
 from ..ladder import LadderModel
 from ..training import Fit, Settings, Task, TaskData, calibration_batches, fit
 from .adapter import Adapter
+from .align import align, check_alignment
 from .block_map import BlockMap
 from .bundle import Bundle
 from .choices import Chooser
 from .comparison import EMULATOR, PLUGGED, ZERO
+from .distil import Distillation
 from .methods import Method, TaskSpec, load_trained, trained, tunable
-from .plugging import plug
+from .plugging import plug, tuned_emulator
 from .reading import layout_of
 from .tasks import CHOICE
 
@@ -91,15 +93,26 @@ def tune(
     return fit(make_model, data, settings, checkpoints, resume, progress, report)
 
 
-def stages(full: nn.Module, bundle: Bundle, adapter: Adapter, secret: bytes = b"") -> dict[str, nn.Module]:
+def stages(
+    full: nn.Module,
+    bundle: Bundle,
+    adapter: Adapter,
+    secret: bytes = b"",
+    alignment: Distillation | None = None,
+    progress: Callable[[float], Any] = lambda loss: None,
+) -> dict[str, nn.Module]:
     """Zero-shot, tuned emulator and plug-in, as `compare` takes them.
 
     Zero-shot is the full model as it is; for a classification, with the head that came back, on blocks nobody tuned. A
-    ladder has no such stage. Raises InputError where adapter, bundle and model do not belong together.
+    ladder has no such stage. alignment: as in `plug`; the plug-in is then the aligned one.
+    Raises InputError where adapter, bundle and model do not belong together, ValueError as `plug` does.
     """
     if adapter.bundle_sha256 != bundle.sha256:
         raise InputError(f"{adapter.folder}: was trained on another bundle; pass the one it was trained on")
     plugged = plug(full, adapter.folder, secret=secret)
+    if alignment is not None:
+        check_alignment(adapter)
+        align(plugged, tuned_emulator(bundle, adapter), adapter.blocks, alignment, progress)
     if adapter.task.name == CHOICE:
         plugged = Chooser(plugged)
     emulator = tunable(bundle.model, bundle.blocks, adapter.task, adapter.method)

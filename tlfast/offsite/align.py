@@ -1,0 +1,67 @@
+"""Alignment: the plugged model's last blocks learn to give what the tuned emulator's give, on inputs of the owner's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+
+from ..training.evaluation import evaluating
+from .adapter import Adapter
+from .architecture import base_of, find_blocks
+from .block_map import BlockMap
+from .distil import LARGEST_NORM, Distillation, real_tokens, run_to, schedule
+
+
+def check_alignment(adapter: Adapter) -> None:
+    """Raise ValueError where an adapter has no last blocks of its own that could be trained."""
+    if adapter.method.name == "ladder" or not adapter.blocks.adapter[1]:
+        what = "a ladder" if adapter.method.name == "ladder" else f"the adapter {adapter.blocks.adapter}"
+        raise ValueError(f"alignment: {what} has no last blocks to train; leave it out")
+
+
+def align(
+    plugged: Any,
+    emulator: Any,
+    blocks: BlockMap,
+    settings: Distillation,
+    progress: Callable[[float], Any] = lambda loss: None,
+) -> None:
+    """Train the last blocks of a plugged model in place, against those of the tuned emulator.
+
+    An adapter's last blocks and head were tuned on what an emulator's middle gives, and the full middle gives something
+    else. Who has model, bundle and adapter can mend that without any data of the other's: loss = kd_weight
+    mean(((t - s) / rms(t))^2), where t is what the emulator's last block gives and s what the plugged model's gives for
+    the same input, both over the tokens that are no padding. Dropout is off; all but the last blocks stays as it is.
+
+    plugged, emulator: transformers models with the same adapter and head. settings: lm_weight is not used.
+    Raises FloatingPointError where the loss stops being finite.
+    """
+    count = blocks.adapter[1]
+    student, teacher = base_of(plugged), base_of(emulator)
+    full, small = find_blocks(student).blocks, find_blocks(teacher).blocks
+    last = nn.ModuleList(list(full)[-count:])
+    plugged.requires_grad_(False)
+    last.requires_grad_(True)
+    optimizer = torch.optim.AdamW(last.parameters(), lr=0.0, weight_decay=0.0)
+    with evaluating(plugged), evaluating(emulator):
+        for step in range(settings.steps):
+            batch = settings.batches[step % len(settings.batches)]
+            inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+            mask = inputs.get("attention_mask")
+            optimizer.param_groups[0]["lr"] = settings.learning_rate * schedule(step, settings.steps)
+            with torch.no_grad():
+                target = real_tokens(run_to(teacher, len(small) - 1, inputs), mask)
+            made = real_tokens(run_to(student, len(full) - 1, inputs), mask)
+            loss = settings.kd_weight * ((target - made) / target.square().mean().sqrt()).square().mean()
+            if not bool(loss.isfinite()):
+                raise FloatingPointError(f"the loss of alignment is {loss.item()} at step {step}; use a lower rate")
+            loss.backward()
+            clip_grad_norm_(last.parameters(), LARGEST_NORM)
+            optimizer.step()
+            optimizer.zero_grad()
+            progress(loss.item())
+    plugged.requires_grad_(True)
