@@ -257,6 +257,27 @@ def test_an_adapter_does_not_choose_how_the_model_is_loaded(name, world, tmp_pat
     refused(*plug, words=[f"model.class: '{name}' is refused"])
 
 
+def test_alignment_on_texts_of_the_owners(world, tmp_path):
+    folder, _ = world
+    plug = ("plug", "--model", folder / "model", "--adapter", folder / "run", "--out", tmp_path / "p")
+    texts = ("--align", folder / "train.tsv", "--align-steps", 3)
+    refused(*plug, *texts, words=["--align: needs the emulator that was tuned; pass --bundle"])
+    refused(*plug, "--align-lr", 1e-3, words=["--align-lr: means nothing without --align"])
+    refused(*plug, *texts[:2], "--bundle", folder / "bundle", "--align-lr", -1, words=["learning_rate: -1.0"])
+    refused(*plug, *texts, "--bundle", folder / "bundle", "--align-lr", 1e30, words=["--align-lr: the loss"])
+    assert not (tmp_path / "p").exists()
+    done(*plug, *texts, "--bundle", folder / "bundle")
+    before, after = (
+        transformers.AutoModelForSequenceClassification.from_pretrained(path).state_dict()
+        for path in (folder / "plugged", tmp_path / "p")
+    )
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all(".layer.4." in name for name in moved)
+    evaluation = ("eval", "--model", folder / "model", "--bundle", folder / "bundle", "--adapter", folder / "run")
+    found = [done(*evaluation, "--test", folder / "test.tsv", *more) for more in ((), texts)]
+    assert found[0]["scores"]["emulator"] == found[1]["scores"]["emulator"]
+
+
 def test_a_secret_must_come_again(world, tmp_path):
     folder, _ = world
     (tmp_path / "secret").write_bytes(os.urandom(32))
