@@ -108,6 +108,18 @@ def test_the_picture_and_the_numbers(model, tmp_path):
     assert found.to_dict()["verbatim_matrices"] == 0.5 and len(found.to_dict()["tensors"]) == len(found.findings)
 
 
+@pytest.mark.parametrize(("recipe", "columns"), [("keep:1", 0), ("keep:2", 2), ("svd:12", 0)])
+def test_the_picture_shows_what_is_not_sent(recipe, columns, model, tmp_path):
+    from matplotlib.image import imread
+
+    draw_audit(tmp_path / "audit.png", audit(make(model, (1, 1), recipe, tmp_path / "b"), model))
+    pixels = imread(tmp_path / "audit.png")[..., :3]
+    grey = (abs(pixels - 0.92) < 0.01).all(-1)
+    middle = grey[grey.shape[0] // 2]  # a row through the cells
+    edges = int((middle[1:] & ~middle[:-1]).sum())
+    assert (grey.mean() > 0.1) == (columns > 0) and (edges == columns or not columns)
+
+
 def test_another_model_is_refused(model, tmp_path):
     bundle = make(model, (1, 1), "keep:2", tmp_path / "b")
     with pytest.raises(InputError, match="was not made of this model"):
