@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from ..data import InputError, LengthBuckets
 from . import processes
+from .averaging import AverageSteps, WeightAverages
 from .callbacks import (
     DivergedError,
     EpochClock,
@@ -38,7 +40,8 @@ class InterruptedTraining(Exception):
 class Settings:
     """How to train. learning_rates: several are all tried, and dev chooses. warmup: share of the steps.
 
-    batch_size: of a step, in all processes together.
+    batch_size: of a step, in all processes together. average: None, or the decay, in [0, 1), of averages of the weights
+    (see WeightAverages) that dev judges, and that are kept, in the weights' stead.
     """
 
     epochs: int = 3
@@ -47,6 +50,11 @@ class Settings:
     weight_decay: float = 0.01
     warmup: float = 0.06
     seed: int = 0
+    average: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.average is not None and not 0 <= self.average < 1:
+            raise ValueError(f"average: got {self.average!r}; pass None or a decay in [0, 1), such as 0.998")
 
 
 @dataclass(frozen=True)
@@ -144,6 +152,33 @@ class _BucketTrainer(Trainer):
         return sorted(range(len(eval_dataset)), key=lambda i: -eval_dataset.lengths[i])
 
 
+class _AveragingTrainer(_BucketTrainer):
+    """Judges and keeps averages of the weights; its checkpoints hold both, so that training goes on exactly."""
+
+    def __init__(self, order: LengthBuckets, decay: float, **arguments: Any) -> None:
+        super().__init__(order, **arguments)
+        self._averages = WeightAverages(self.model, decay)
+        self.add_callback(AverageSteps(self._averages))
+
+    def evaluate(self, *arguments: Any, **named: Any) -> dict[str, float]:
+        with self._averages.in_place():
+            return super().evaluate(*arguments, **named)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self._averages.save(Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._averages.load(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._averages.load(Path(str(self.state.best_model_checkpoint)))
+        self._averages.become_weights()
+
+
 def _run(
     model: nn.Module,
     data: TaskData,
@@ -161,9 +196,12 @@ def _run(
     bar = ProgressBar(f"lr {rate:g}")
     if progress:
         callbacks.append(bar)
-    trainer = _BucketTrainer(
-        # of the batches of all processes together: each takes its share of what one process would see
-        LengthBuckets(data.train.lengths, settings.batch_size, settings.seed),
+    # of the batches of all processes together: each takes its share of what one process would see
+    order = LengthBuckets(data.train.lengths, settings.batch_size, settings.seed)
+    make: Callable[..., Trainer] = functools.partial(_BucketTrainer, order)
+    if settings.average is not None:
+        make = functools.partial(_AveragingTrainer, order, settings.average)
+    trainer = make(
         model=model,
         args=_arguments(data, settings, rate, folder),
         train_dataset=data.train,
