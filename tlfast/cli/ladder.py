@@ -79,6 +79,13 @@ def train(
     epochs: Annotated[int, typer.Option(min=1)] = 3,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     lr: Annotated[str, typer.Option(help="Learning rate; of several, separated by commas, dev chooses.")] = "1e-3",
+    average: Annotated[
+        float,
+        typer.Option(
+            help="Dev judges, and the run keeps, averages of the weights over about 1 / (1 - AVERAGE) steps; 0 for the "
+            "weights themselves."
+        ),
+    ] = 0.998,
     layers: Annotated[str, typer.Option(help='Blocks with a rung: "all" or indices separated by commas.')] = "all",
     decoder_layers: Annotated[
         str | None, typer.Option(help="The same for the decoder of an encoder-decoder; default: as --layers.")
@@ -140,7 +147,8 @@ def train(
     config = ladder_config(reduction, layers, decoder_layers, init, dropout, tap_storage, tap_dim, side_precision)
     check_test(test_file, kind)
     storage = storage_of(cache, cache_storage)
-    settings = training.Settings(epochs, batch_size, rates, seed=seed)
+    with settings_of_the_user():
+        settings = training.Settings(epochs, batch_size, rates, seed=seed, average=average or None)
     loaded = _load_backbone(backbone, kind)
     frozen = freeze_loaded(loaded, precision)
     with settings_of_the_user():  # a tokenizer that cannot pad
