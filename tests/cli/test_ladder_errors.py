@@ -144,6 +144,7 @@ def test_a_name_that_cannot_be_fetched(data, tmp_path, monkeypatch):
         ("--lr", "-1", "must be a finite number above 0"),
         ("--lr", "nan", "must be a finite number above 0"),
         ("--lr", "1e-3,0.001", "a learning rate is there twice"),
+        ("--average", "1", "average: got 1.0; pass None or a decay in [0, 1)"),
         ("--layers", "first", 'pass "all" or block indices'),
         ("--layers", "7", "7"),
         ("--init", "magic", "'magic' is not available; allowed: 'prune', 'pca', 'random'"),

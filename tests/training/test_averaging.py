@@ -42,7 +42,7 @@ def test_dev_judges_the_averages_and_training_goes_on_from_the_weights(tmp_path)
         assert all(torch.equal(mine[name], other[name]) for name in mine), f"averaging changed step {step}"
     average = {name: tensor.double() for name, tensor in model.trained[0].items()}
     for step, weights in enumerate(model.trained[1:], start=1):
-        decay = min(0.9, step / (step + 9))
+        decay = min(0.9, (step - 1) / (step + 9))
         average = {name: decay * average[name] + (1 - decay) * weights[name].double() for name in average}
         if step % STEPS == 0:
             for name, expected in average.items():

@@ -76,14 +76,14 @@ def train(
         int | None, typer.Option(help="Tokens of a block of running text; default: 512, or the model's most.")
     ] = None,
     reduction: Annotated[int, typer.Option(min=1, help="The side network is this many times narrower.")] = 8,
-    epochs: Annotated[int, typer.Option(min=1)] = 3,
+    epochs: Annotated[int, typer.Option(min=1)] = 5,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    lr: Annotated[str, typer.Option(help="Learning rate; of several, separated by commas, dev chooses.")] = "1e-3",
+    lr: Annotated[str, typer.Option(help="Learning rate; of several, separated by commas, dev chooses.")] = "5e-4",
     average: Annotated[
         float,
         typer.Option(
-            help="Dev judges, and the run keeps, averages of the weights over about 1 / (1 - AVERAGE) steps; 0 for the "
-            "weights themselves."
+            help="Dev judges, and the run keeps, averages of the weights over the last tenth of the steps, but at most "
+            "1 / (1 - AVERAGE) of them; 0: the weights themselves."
         ),
     ] = 0.998,
     layers: Annotated[str, typer.Option(help='Blocks with a rung: "all" or indices separated by commas.')] = "all",

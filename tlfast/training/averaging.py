@@ -16,11 +16,12 @@ AVERAGES = "averages.safetensors"  # beside the weights in a checkpoint
 
 
 class WeightAverages:
-    """For each parameter w that is trained, a <- q a + (1 - q) w after every step, with q = min(decay, t / (t + 9)).
+    """a <- q a + (1 - q) w after every step t = 1, 2, ..., q = min(decay, (t - 1) / (t + 9)), of each trained weight w.
 
-    decay: in [0, 1). t counts the steps from 1: early averages reach back over a share of what there was, not over the
-    weights the model started with. The frozen rest of a model and its buffers have no average.
-    Source: Polyak and Juditsky 1992; the ramp as in TensorFlow's ExponentialMovingAverage (num_updates).
+    An average reaches back over about a tenth of the steps so far, in long runs over 1 / (1 - decay) steps, and never
+    to the weights a model started with. decay: in [0, 1). The frozen rest of a model and its buffers have no average.
+    Source: Polyak and Juditsky 1992, "Acceleration of stochastic approximation by averaging"; the ramp of the decay is
+    that of TensorFlow's ExponentialMovingAverage, but that it begins at 0.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -32,7 +33,7 @@ class WeightAverages:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after a step, counted from 1."""
-        decay = min(self.decay, step / (step + 9))
+        decay = min(self.decay, (step - 1) / (step + 9))
         averages, weights = list(self._averages.values()), [p.detach() for p in self._weights.values()]
         get_ema_multi_avg_fn(decay)(averages, weights, None)
 
