@@ -157,7 +157,8 @@ class _AveragingTrainer(_BucketTrainer):
 
     def __init__(self, order: LengthBuckets, decay: float, **arguments: Any) -> None:
         super().__init__(order, **arguments)
-        self._averages = WeightAverages(self.model, decay)
+        model: Any = self.model  # where it trains, by now
+        self._averages = WeightAverages(model, decay)
         self.add_callback(AverageSteps(self._averages))
 
     def evaluate(self, *arguments: Any, **named: Any) -> dict[str, float]:
@@ -167,7 +168,7 @@ class _AveragingTrainer(_BucketTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            self._averages.save(Path(output_dir or self.args.output_dir))
+            self._averages.save(Path(str(output_dir or self.args.output_dir)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
