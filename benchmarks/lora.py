@@ -1,7 +1,12 @@
-"""peft LoRA on MiniLM for classification, trained by the Trainer that trains ladders, on the same tokenised data."""
+"""peft LoRA on MiniLM for classification, trained by the Trainer that trains ladders, on the same tokenised data.
+
+python -m benchmarks.lora TASK PRECISION SEED FOLDER prints what `train_lora` returns as JSON.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +16,7 @@ from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
+from benchmarks.runs import text_files
 from tlfast import training
 from tlfast.cli.backbone import find_backbone, load_backbone
 
@@ -32,8 +38,8 @@ def train_lora(
 ) -> dict[str, Any]:
     """One run; dev selects the epoch, then the test file is read.
 
-    seconds: of training and of dev's evaluations, without imports and loading; cpu_seconds: of all threads in it.
-    correct: of each test example.
+    fit_seconds: of training and of dev's evaluations, without imports and loading; fit_cpu_seconds: of all threads in
+    it. correct: of each test example.
     """
     loaded = load_backbone("minilm")
     task = training.TextTask(loaded.max_length, "minilm")
@@ -41,7 +47,7 @@ def train_lora(
     settings = training.Settings(epochs=epochs, batch_size=BATCH, learning_rates=(RATE,), seed=seed)
     start, cpu = time.perf_counter(), time.process_time()
     fit = training.fit(lambda: _lora(task.num_labels, precision), data, settings, out)
-    spent = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+    spent = {"fit_seconds": time.perf_counter() - start, "fit_cpu_seconds": time.process_time() - cpu}
     test = task.dataset(task.read(files["test"], labelled=True), loaded.tokenizer)
     predicted = training.predict_logits(fit.model, test, data.collate).argmax(axis=1)
     correct = [bool(p == label) for p, label in zip(predicted, test.labels, strict=True)]
@@ -52,3 +58,8 @@ def train_lora(
         "epoch_seconds": list(fit.chosen.epoch_seconds),
         "correct": correct,
     }
+
+
+if __name__ == "__main__":
+    name, how, drawn, folder = sys.argv[1:]
+    print(json.dumps(train_lora(text_files(name), EPOCHS[name], int(drawn), Path(folder), how)))
