@@ -68,12 +68,8 @@ struct RoundedProducts {
     return to + ((tile / 2 * steps + k) * 2 + tile % 2) * TILE_BYTES;
   }
 
-  static __mmask16 lanes(int64_t count) {
-    return count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
-  }
-
   static void round_left(uint8_t *tile, const Matrix &x, int64_t row, int64_t k) {
-    const __mmask16 low = lanes(x.columns - k * Bf16::step), high = lanes(x.columns - k * Bf16::step - 16);
+    const __mmask16 low = first_lanes(x.columns - k * Bf16::step), high = first_lanes(x.columns - k * Bf16::step - 16);
     const float *from = x.data + row * x.stride + k * Bf16::step;
     for (int64_t i = 0; i < TILE_SIDE; ++i, tile += STEP_BYTES, from += x.stride) {
       const bool there = row + i < x.rows;
@@ -87,7 +83,7 @@ struct RoundedProducts {
     alignas(64) static constexpr uint16_t pairs[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     const __m512i order = _mm512_load_si512(pairs);
-    const __mmask16 there = lanes(w.columns - column);
+    const __mmask16 there = first_lanes(w.columns - column);
     const float *from = w.data + k * Bf16::step * w.stride + column;
     for (int64_t row = k * Bf16::step; row < (k + 1) * Bf16::step; row += 2, from += 2 * w.stride, tile += STEP_BYTES) {
       const __m512 even = _mm512_maskz_loadu_ps(row < w.rows ? there : 0, from);

@@ -11,13 +11,16 @@ struct Matrix {
   int64_t rows, columns, stride;
 };
 
-#if defined(__AMX_TILE__)
-
-constexpr int64_t PLANES = 3;
+#if defined(__AVX512BF16__)
 
 static inline __mmask16 first_lanes(int64_t count) {
   return count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
 }
+
+#endif
+#if defined(__AMX_TILE__)
+
+constexpr int64_t PLANES = 3;
 
 // 16 floats as the sum of three bfloat16 numbers, each in the upper half of its lane. The first two are rounded, half away
 // from zero (the first towards zero, where it would become infinite), the third is what is left: exact, but where that is
