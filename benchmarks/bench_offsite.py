@@ -86,10 +86,9 @@ def _one_seed(task: str, seed: int) -> dict[str, Any]:
         sent = _bundle(task, recipe, distilled)
         tuned = parties.tune(sent, data, settings)
         models = parties.stages(loaded.model, sent, tuned, data)
-        if distilled:
-            models[NOT_ALIGNED] = models[PLUGGED]
-            alignment = offsite.Distillation(_owners_texts(task), ALIGNED, ALIGN_RATE)
-            models[PLUGGED] = parties.stages(loaded.model, sent, tuned, data, alignment)[PLUGGED]
+        models[NOT_ALIGNED] = models[PLUGGED]
+        alignment = offsite.Distillation(_owners_texts(task), ALIGNED, ALIGN_RATE)
+        models[PLUGGED] = parties.stages(loaded.model, sent, tuned, data, alignment)[PLUGGED]
         if not any(FULL in result.get("scores", {}) for result in found.values()):  # the same for every bundle
             models[FULL] = parties.tune_full(loaded.model, sent, tuned, data, settings)
         name = f"{recipe}, distilled" if distilled else recipe
@@ -112,7 +111,8 @@ def test_plug_in(benchmark: Any, task: str, seed: int) -> None:
         "test accuracy of the plugged model (of the gain in the full model), less the emulator's",
         "ours": f"{100 * plugged:.1f} % ({recovered}), {gap:+.1f} points ({low:+.1f} to {high:+.1f})",
         "peer": f"linear probe {100 * probe:.1f} %, the same blocks tuned in the full model {100 * full:.1f} %; "
-        f"not aligned {100 * best['scores'][NOT_ALIGNED]:.1f} %, nor distilled {100 * plain['scores'][PLUGGED]:.1f} %; "
+        f"not aligned {100 * best['scores'][NOT_ALIGNED]:.1f} %; not distilled {100 * plain['scores'][PLUGGED]:.1f} %, "
+        f"nor aligned {100 * plain['scores'][NOT_ALIGNED]:.1f} %; "
         f"{THIN} distilled and aligned {100 * thin['scores'][PLUGGED]:.1f} %",
         "how": "tlfast bench offsite",
     }

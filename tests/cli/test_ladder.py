@@ -210,6 +210,18 @@ app(sys.argv[1:])
     assert json.loads(again.stdout) == resumed  # finished: the test file is not read a second time
 
 
+def test_averages_of_the_weights_are_kept_when_asked_for(data, trained, tmp_path):
+    out = tmp_path / "averaged"
+    files = data / "bert", data / "train.tsv", data / "test.tsv"
+    result = train(*files, out, "--dev", data / "dev.tsv", "--average", "0.9")
+    assert result.exit_code == 0, result.output
+    plain, averaged = metrics(trained[0]), metrics(out)
+    assert plain["settings"]["training"]["average"] is None
+    assert averaged["settings"]["training"]["average"] == 0.9
+    assert averaged["dev"]["loss"] != plain["dev"]["loss"]
+    assert averaged["accuracy"] > 0.6  # of two classes: a model that learnt nothing has a half
+
+
 def test_help_does_not_load_transformers_or_triton():
     code = (
         "import sys\nfrom tlfast.cli import app\n"

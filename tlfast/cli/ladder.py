@@ -76,16 +76,16 @@ def train(
         int | None, typer.Option(help="Tokens of a block of running text; default: 512, or the model's most.")
     ] = None,
     reduction: Annotated[int, typer.Option(min=1, help="The side network is this many times narrower.")] = 8,
-    epochs: Annotated[int, typer.Option(min=1)] = 5,
+    epochs: Annotated[int, typer.Option(min=1)] = 3,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    lr: Annotated[str, typer.Option(help="Learning rate; of several, separated by commas, dev chooses.")] = "5e-4",
+    lr: Annotated[str, typer.Option(help="Learning rate; of several, separated by commas, dev chooses.")] = "1e-3",
     average: Annotated[
         float,
         typer.Option(
             help="Dev judges, and the run keeps, averages of the weights over the last tenth of the steps, but at most "
-            "1 / (1 - AVERAGE) of them; 0: the weights themselves."
+            "1 / (1 - AVERAGE) of them (0.998 suits most); 0: the weights themselves."
         ),
-    ] = 0.998,
+    ] = 0.0,
     layers: Annotated[str, typer.Option(help='Blocks with a rung: "all" or indices separated by commas.')] = "all",
     decoder_layers: Annotated[
         str | None, typer.Option(help="The same for the decoder of an encoder-decoder; default: as --layers.")
