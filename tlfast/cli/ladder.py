@@ -103,7 +103,7 @@ def train(
         int | None, typer.Option(min=1, help="To how many numbers a token --tap-storage project reduces; default: 96.")
     ] = None,
     side_precision: Annotated[
-        str, typer.Option(help="Of the side network's products: fp32, or bf16 as under autocast, which is faster.")
+        str, typer.Option(help="Of the side network's products: fp32, or bf16 as under autocast, faster with AMX.")
     ] = "fp32",
     precision: Annotated[
         str | None,

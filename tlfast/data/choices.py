@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 
 from .batches import PadBatch
 from .errors import InputError
-from .read import check_columns, field, read_table
+from .read import Rows, check_columns, field, read_table
+from .tokens import ColumnDataset
 
 CHOICE = "choice_"  # of the columns choice_0, choice_1, ...
 ANSWERS = "answers"  # the column of an encoded example that marks the tokens of its answers
@@ -20,7 +20,7 @@ _FEWEST = 2
 
 
 @dataclass(frozen=True)
-class Choices:
+class Choices(Rows):
     """The rows of one file: questions, as many answers for each, which is right (or None) and line numbers, from 1."""
 
     path: Path
@@ -28,15 +28,6 @@ class Choices:
     choices: list[tuple[str, ...]]
     labels: list[int] | None
     lines: list[int]
-    unit: ClassVar[str] = "rows"
-    source: ClassVar[str] = "file"
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def where(self, index: int) -> str:
-        """What an error about a row begins with."""
-        return f"{self.path}, line {self.lines[index]}"
 
     def select(self, indices: Iterable[int]) -> Choices:
         """The rows at `indices`, in that order."""
@@ -76,17 +67,15 @@ def read_choices(path: str | Path, text_column: str = "text", label_column: str 
     return Choices(path, texts, choices, None if label_column is None else labels, lines)
 
 
-class ChoiceDataset(Dataset):
+class ChoiceDataset(ColumnDataset):
     """Tokenised questions with their answers: item i is a dict of lists of C lists, and `labels` where there are any.
 
-    columns: name -> one entry an example; "answers" marks the tokens of the answer. cut: the examples whose question
-    lost its end.
+    The column "answers" marks the tokens of the answer. cut: the examples whose question lost its end.
     """
 
-    def __init__(self, columns: dict[str, list], cut: Sequence[int] = ()) -> None:
-        self.columns = columns
-        self.cut = tuple(cut)
-        self.lengths = [max(map(len, rows)) for rows in columns["input_ids"]]
+    @staticmethod
+    def _length(ids: list) -> int:
+        return max(map(len, ids))
 
     @classmethod
     def tokenise(cls, examples: Choices, tokenizer: Any, max_length: int) -> ChoiceDataset:
@@ -115,26 +104,6 @@ class ChoiceDataset(Dataset):
         if examples.labels is not None:
             made["labels"] = examples.labels
         return cls(made, sorted({i // count for i in long}))
-
-    @property
-    def labels(self) -> list:
-        """The numbers of the right answers; KeyError without them."""
-        return self.columns["labels"]
-
-    @property
-    def truncated(self) -> int:
-        """How many examples lost the end of their question."""
-        return len(self.cut)
-
-    def select(self, indices: Sequence[int]) -> ChoiceDataset:
-        """The examples at `indices`, in that order."""
-        return ChoiceDataset({name: [column[i] for i in indices] for name, column in self.columns.items()})
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {name: column[index] for name, column in self.columns.items()}
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,11 @@ Row = tuple[int, dict[str, str]]
 _CSV_FIELD_LIMIT = 1 << 30  # csv's own limit, 128 KiB, is shorter than many documents
 
 
-@dataclass(frozen=True)
-class Examples:
-    """The rows of one file: texts, second texts of pairs (or None), raw labels (or None) and line numbers, from 1."""
+class Rows:
+    """What the rows of a file have in common, whatever their columns."""
 
     path: Path
     texts: list[str]
-    pairs: list[str] | None
-    labels: list[str] | None
     lines: list[int]
     unit: ClassVar[str] = "rows"
     source: ClassVar[str] = "file"
@@ -36,6 +33,17 @@ class Examples:
     def where(self, index: int) -> str:
         """What an error about a row begins with."""
         return f"{self.path}, line {self.lines[index]}"
+
+
+@dataclass(frozen=True)
+class Examples(Rows):
+    """The rows of one file: texts, second texts of pairs (or None), raw labels (or None) and line numbers, from 1."""
+
+    path: Path
+    texts: list[str]
+    pairs: list[str] | None
+    labels: list[str] | None
+    lines: list[int]
 
     def select(self, indices: Iterable[int]) -> Examples:
         """The rows at `indices`, in that order."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -15,8 +15,8 @@ from .read import Examples
 _POOL_BATCHES = 50
 
 
-class TokenDataset(Dataset):
-    """Tokenised examples: item i is a dict of lists (input_ids, attention_mask ...) and, with targets, `labels`.
+class ColumnDataset(Dataset):
+    """Tokenised examples in columns: item i is a dict of their entries and, with targets, `labels`.
 
     columns: name -> one entry an example. cut: the examples that lost their end to a greatest length.
     """
@@ -24,7 +24,36 @@ class TokenDataset(Dataset):
     def __init__(self, columns: Mapping[str, list], cut: Sequence[int] = ()) -> None:
         self.columns = dict(columns)
         self.cut = tuple(cut)
-        self.lengths = [len(ids) for ids in self.columns["input_ids"]]
+        self.lengths = [self._length(ids) for ids in self.columns["input_ids"]]
+
+    @staticmethod
+    def _length(ids: list) -> int:
+        """Tokens of an example, as it is padded."""
+        return len(ids)
+
+    @property
+    def labels(self) -> list:
+        """The targets; KeyError without them."""
+        return self.columns["labels"]
+
+    @property
+    def truncated(self) -> int:
+        """How many examples lost their end."""
+        return len(self.cut)
+
+    def select(self, indices: Sequence[int]) -> Self:
+        """The examples at `indices`, in that order."""
+        return type(self)({name: [column[i] for i in indices] for name, column in self.columns.items()})
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {name: column[index] for name, column in self.columns.items()}
+
+
+class TokenDataset(ColumnDataset):
+    """Tokenised texts: item i is a dict of lists (input_ids, attention_mask ...) and, with targets, `labels`."""
 
     @classmethod
     def tokenise(
@@ -42,26 +71,6 @@ class TokenDataset(Dataset):
         if targets is not None:
             columns["labels"] = list(targets)
         return cls(columns, long)
-
-    @property
-    def labels(self) -> list:
-        """The targets; KeyError without them."""
-        return self.columns["labels"]
-
-    @property
-    def truncated(self) -> int:
-        """How many examples lost their end."""
-        return len(self.cut)
-
-    def select(self, indices: Sequence[int]) -> TokenDataset:
-        """The examples at `indices`, in that order."""
-        return TokenDataset({name: [column[i] for i in indices] for name, column in self.columns.items()})
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {name: column[index] for name, column in self.columns.items()}
 
     def beside_taps(self, index: int) -> dict[str, Any]:
         """What a model still reads of an item when the backbone's taps for it are at hand."""

@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import clip_grad_norm_
 
 from ..training.evaluation import evaluating
 from .adapter import Adapter
 from .architecture import base_of, find_blocks
 from .block_map import BlockMap
-from .distil import LARGEST_NORM, Distillation, real_tokens, run_to, schedule
+from .distil import Distillation, descend, mismatch, real_tokens, run_to
 
 
 def check_alignment(adapter: Adapter) -> None:
@@ -46,22 +45,14 @@ def align(
     last = nn.ModuleList(list(full)[-count:])
     plugged.requires_grad_(False)
     last.requires_grad_(True)
-    optimizer = torch.optim.AdamW(last.parameters(), lr=0.0, weight_decay=0.0)
+
+    def loss_of(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        mask = inputs.get("attention_mask")
+        with torch.no_grad():
+            target = real_tokens(run_to(teacher, len(small) - 1, inputs), mask)
+        return mismatch(target, real_tokens(run_to(student, len(full) - 1, inputs), mask), settings)
+
     with evaluating(plugged), evaluating(emulator):
-        for step in range(settings.steps):
-            batch = settings.batches[step % len(settings.batches)]
-            inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-            mask = inputs.get("attention_mask")
-            optimizer.param_groups[0]["lr"] = settings.learning_rate * schedule(step, settings.steps)
-            with torch.no_grad():
-                target = real_tokens(run_to(teacher, len(small) - 1, inputs), mask)
-            made = real_tokens(run_to(student, len(full) - 1, inputs), mask)
-            loss = settings.kd_weight * ((target - made) / target.square().mean().sqrt()).square().mean()
-            if not bool(loss.isfinite()):
-                raise FloatingPointError(f"the loss of alignment is {loss.item()} at step {step}; use a lower rate")
-            loss.backward()
-            clip_grad_norm_(last.parameters(), LARGEST_NORM)
-            optimizer.step()
-            optimizer.zero_grad()
-            progress(loss.item())
+        for loss in descend(last, settings, "alignment", loss_of):
+            progress(loss)
     plugged.requires_grad_(True)

@@ -17,7 +17,7 @@ from .block_map import BlockMap
 from .encoding import Encoded
 
 _WARMUP = 0.05
-LARGEST_NORM = 1.0
+_LARGEST_NORM = 1.0
 _NAMES = ("steps", "learning_rate", "kd_weight", "lm_weight", "seed")
 
 
@@ -87,29 +87,48 @@ def distil(
     writes_text = settings.lm_weight > 0 and emulator.can_generate() and not emulator.config.is_encoder_decoder
     emulator.requires_grad_(False)
     middle.requires_grad_(True)
+
+    def loss_of(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return _loss(model, emulator, blocks, inputs, settings, writes_text)
+
     with _low_rank(emulator, encoded) as factors, _zeros_kept(middle):
-        optimizer = torch.optim.AdamW([p for p in middle.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0)
-        for step in range(settings.steps):
-            batch = settings.batches[step % len(settings.batches)]
-            optimizer.param_groups[0]["lr"] = settings.learning_rate * schedule(step, settings.steps)
-            loss = _loss(model, emulator, blocks, batch, settings, writes_text)
-            if not bool(loss.isfinite()):
-                raise FloatingPointError(f"the loss of distillation is {loss.item()} at step {step}; use a lower rate")
-            loss.backward()
-            clip_grad_norm_(middle.parameters(), LARGEST_NORM)
-            optimizer.step()
+        for loss in descend(middle, settings, "distillation", loss_of):
             _put_zeros(middle)
-            optimizer.zero_grad()
-            progress(loss.item())
+            progress(loss)
         parts = {name: {part: x.detach().clone() for part, x in made.items()} for name, made in factors().items()}
     emulator.requires_grad_(True).eval()
     return {name: Encoded(value.kind, value.rank, value.columns, parts[name]) for name, value in encoded.items()}
 
 
+def descend(
+    part: nn.Module, settings: Distillation, what: str, loss_of: Callable[[dict[str, torch.Tensor]], torch.Tensor]
+) -> Iterator[float]:
+    """Train what of a part requires gradients, and give the loss after each step. loss_of: of a batch without labels.
+
+    Raises FloatingPointError, which says of what, where the loss stops being finite.
+    """
+    optimizer = torch.optim.AdamW([p for p in part.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0)
+    for step in range(settings.steps):
+        batch = settings.batches[step % len(settings.batches)]
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * _schedule(step, settings.steps)
+        loss = loss_of({name: tensor for name, tensor in batch.items() if name != "labels"})
+        if not bool(loss.isfinite()):
+            raise FloatingPointError(f"the loss of {what} is {loss.item()} at step {step}; use a lower rate")
+        loss.backward()
+        clip_grad_norm_(part.parameters(), _LARGEST_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+        yield loss.item()
+
+
+def mismatch(target: torch.Tensor, made: torch.Tensor, settings: Distillation) -> torch.Tensor:
+    """kd_weight mean(((t - s) / rms(t))^2)."""
+    return settings.kd_weight * ((target - made) / target.square().mean().sqrt()).square().mean()
+
+
 def _loss(
-    model: Any, emulator: Any, blocks: BlockMap, batch: Mapping[str, torch.Tensor], settings: Distillation, text: bool
+    model: Any, emulator: Any, blocks: BlockMap, inputs: dict[str, torch.Tensor], settings: Distillation, text: bool
 ) -> torch.Tensor:
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     mask = inputs.get("attention_mask")
     labels = None
     if text:
@@ -124,8 +143,7 @@ def _loss(
         made = real_tokens(small[0], mask)
     else:
         made = real_tokens(run_to(emulator, last, inputs), mask)
-    rms = target.square().mean().sqrt()
-    loss = settings.kd_weight * ((target - made) / rms).square().mean()
+    loss = mismatch(target, made, settings)
     return loss + settings.lm_weight * output.loss if text else loss
 
 
@@ -225,7 +243,7 @@ def _put_zeros(middle: nn.Module) -> None:
             parameter.masked_fill_(gone, 0)
 
 
-def schedule(step: int, steps: int) -> float:
+def _schedule(step: int, steps: int) -> float:
     """A share of the learning rate: a short linear warmup, then a half cosine down to nothing."""
     warmup = max(1, round(_WARMUP * steps))
     if step < warmup:

@@ -116,6 +116,24 @@ class Task(ABC):
 
 
 @dataclass(frozen=True)
+class ColumnsTask(Task):
+    """A task whose texts and labels are two columns of a table."""
+
+    text_column: str = "text"
+    label_column: str = "label"
+
+    @classmethod
+    def of(cls, max_length: int, backbone: str, text_column: str = "text", label_column: str = "label") -> Self:
+        """The task before it has seen data."""
+        return cls(max_length, backbone, text_column, label_column)
+
+    @classmethod
+    def from_saved(cls, saved: dict[str, Any]) -> Self:
+        """From task.json."""
+        return cls(saved["max_length"], saved["backbone"], saved["text_column"], saved["label_column"])
+
+
+@dataclass(frozen=True)
 class LabelledTask(Task):
     """A task whose labels the training data decide. labels: Labels or LabelSets; None until then."""
 

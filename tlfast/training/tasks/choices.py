@@ -4,28 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from ...data import ChoiceDataset, Choices, PadBatch, PadChoices, read_choices
 from ..evaluation import predict_logits
 from ..scores import ClassScoring
-from .base import Predictions, Task
+from .base import ColumnsTask, Predictions
 from .text import class_rows
 
 
 @dataclass(frozen=True)
-class ChoiceTask(Task):
+class ChoiceTask(ColumnsTask):
     """Multiple choice: the number of the right answer. The answers are the columns choice_0, choice_1 and so on."""
 
     name: ClassVar[str] = "multiple-choice"
-
-    text_column: str = "text"
-    label_column: str = "label"
-
-    @classmethod
-    def of(cls, max_length: int, backbone: str, text_column: str = "text", label_column: str = "label") -> Self:
-        """The task before it has seen data."""
-        return cls(max_length, backbone, text_column, label_column)
 
     def settings(self) -> dict[str, Any]:
         """The columns."""
@@ -53,8 +45,3 @@ class ChoiceTask(Task):
         logits = predict_logits(model, dataset, self.collate(preprocessor))
         names = tuple(map(str, range(logits.shape[1])))
         return Predictions(class_rows(names, logits), dataset.truncated)
-
-    @classmethod
-    def from_saved(cls, saved: dict[str, Any]) -> Self:
-        """From task.json."""
-        return cls(saved["max_length"], saved["backbone"], saved["text_column"], saved["label_column"])

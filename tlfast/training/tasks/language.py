@@ -21,7 +21,7 @@ from ...data import (
 )
 from ..generation import generate_texts
 from ..token_scores import NextTokenScoring, TargetScoring
-from .base import Predictions, Task
+from .base import ColumnsTask, Predictions, Task
 
 _BLOCK_SIZE = 512
 _NEW_TOKENS = 64
@@ -96,20 +96,12 @@ class CausalTask(Task):
 
 
 @dataclass(frozen=True)
-class Seq2SeqTask(Task):
+class Seq2SeqTask(ColumnsTask):
     """Pairs of texts: what is read and what is to be written."""
 
     name: ClassVar[str] = "seq2seq-lm"
     model_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".csv", ".tsv")  # what is written may have lines and tabs
-
-    text_column: str = "text"
-    label_column: str = "label"
-
-    @classmethod
-    def of(cls, max_length: int, backbone: str, text_column: str = "text", label_column: str = "label") -> Self:
-        """The task before it has seen data."""
-        return cls(max_length, backbone, text_column, label_column)
 
     def settings(self) -> dict[str, Any]:
         """The columns."""
@@ -140,11 +132,6 @@ class Seq2SeqTask(Task):
         dataset = self.dataset(self.read(path, labelled=False), preprocessor)
         texts = generate_texts(model, dataset, self.collate(preprocessor), count, preprocessor)
         return Predictions([{"prediction": text} for text in texts], dataset.truncated)
-
-    @classmethod
-    def from_saved(cls, saved: dict[str, Any]) -> Self:
-        """From task.json."""
-        return cls(saved["max_length"], saved["backbone"], saved["text_column"], saved["label_column"])
 
 
 def check_new_tokens(count: int, max_length: int) -> None:
