@@ -26,6 +26,7 @@ import pytest
 
 import tlfast
 from benchmarks import lora
+from benchmarks.kept import kept
 from benchmarks.runs import REDUCTION, ROOT, text_files, train_ladder
 from tlfast import training
 from tlfast.bench.comparison import difference
@@ -33,20 +34,9 @@ from tlfast.bench.probe import fit_probe
 from tlfast.cli.backbone import load_backbone
 
 SEEDS = (0, 1, 2, 3, 4)
-KEPT = ROOT / ".benchmarks" / "accuracy.json"
 LADDER = ("--precision", "bf16", "--epochs", "5", "--lr", "5e-4", "--average", "0.998")  # the README's, chosen on dev
 
 Run = dict[str, Any]
-
-
-def _kept(name: str, make: Callable[[], Run]) -> Run:
-    """A run's figures: from the file of those that were made before, or made now."""
-    kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {}
-    if name not in kept:
-        kept[name] = make()
-        KEPT.parent.mkdir(exist_ok=True)
-        training.write_whole(KEPT, json.dumps(kept, indent=1) + "\n")
-    return kept[name]
 
 
 def _spent(run: Callable[[], Run]) -> tuple[Run, dict[str, float]]:
@@ -111,13 +101,17 @@ def lora_run(task: str, precision: str, seed: int, folder: Path) -> Run:
 
 def _all_runs(task: str, folder: Path) -> dict[str, list[Run]]:
     def run_lora(precision: str, seed: int) -> Run:
-        return _kept(f"{task} LoRA {precision} {seed}", lambda: lora_run(task, precision, seed, folder))
+        return kept("accuracy", f"{task} LoRA {precision} {seed}", lambda: lora_run(task, precision, seed, folder))
+
+    def run(what: str, seed: int) -> Run:
+        make = {"ladder": lambda: ladder_run(task, seed, folder), "probe": lambda: probe_run(task, seed)}[what]
+        return kept("accuracy", f"{task} {what} {seed}", make)
 
     faster = min(lora.PRECISIONS, key=lambda precision: run_lora(precision, SEEDS[0])["cpu_seconds"])
     return {
-        "ladder": [_kept(f"{task} ladder {seed}", lambda seed=seed: ladder_run(task, seed, folder)) for seed in SEEDS],
+        "ladder": [run("ladder", seed) for seed in SEEDS],
         f"LoRA in {faster}": [run_lora(faster, seed) for seed in SEEDS],
-        "linear probe": [_kept(f"{task} probe {seed}", lambda seed=seed: probe_run(task, seed)) for seed in SEEDS],
+        "linear probe": [run("probe", seed) for seed in SEEDS],
     }
 
 

@@ -6,7 +6,7 @@ a suite that was broken off goes on from there; remove that file to train anew.
 
 from __future__ import annotations
 
-import json
+import functools
 import statistics
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 
 from benchmarks.frozen import freeze_or_reason, minilm
-from benchmarks.runs import ROOT, text_files, train_ladder
+from benchmarks.kept import kept
+from benchmarks.runs import text_files, train_ladder
 from tlfast import LadderConfig
-from tlfast.training import write_whole
 
 PRECISIONS = ("fp32", "bf16", "int8")
 SEEDS = (0, 1, 2, 3, 4)
-KEPT = ROOT / ".benchmarks" / "precision.json"
 _T_95 = 2.776  # Student's t with 4 degrees of freedom
 
 
@@ -35,7 +34,8 @@ def test_accuracy(benchmark: Any, tmp_path: Path, task: str) -> None:
     def all_seeds() -> None:
         for seed in SEEDS:
             for precision in precisions:
-                runs[precision].append(_trained(task, precision, seed, tmp_path))
+                run = functools.partial(_trained, task, precision, seed, tmp_path)
+                runs[precision].append(kept("precision", f"{task} {precision} {seed}", run))
 
     benchmark.pedantic(all_seeds, rounds=1)
     accuracy = {precision: [run["accuracy"] for run in found] for precision, found in runs.items()}
@@ -62,14 +62,8 @@ def paired(values: list[float], baseline: list[float]) -> tuple[float, float]:
 
 
 def _trained(task: str, precision: str, seed: int, folder: Path) -> dict[str, Any]:
-    """One run's figures, from the file of those that were trained before or by training."""
-    kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {}
-    name = f"{task} {precision} {seed}"
-    if name not in kept:
-        options = ("--reduction", str(LadderConfig().reduction), "--precision", precision)
-        metrics = train_ladder(text_files(task), seed, folder / name.replace(" ", "-"), *options)
-        seconds = sum(metrics["epoch_seconds"])
-        kept[name] = {"accuracy": metrics["accuracy"], "dev": metrics["dev"]["accuracy"], "seconds": seconds}
-        KEPT.parent.mkdir(exist_ok=True)
-        write_whole(KEPT, json.dumps(kept, indent=1) + "\n")
-    return kept[name]
+    """One run's figures."""
+    options = ("--reduction", str(LadderConfig().reduction), "--precision", precision)
+    metrics = train_ladder(text_files(task), seed, folder / f"{task}-{precision}-{seed}", *options)
+    seconds = sum(metrics["epoch_seconds"])
+    return {"accuracy": metrics["accuracy"], "dev": metrics["dev"]["accuracy"], "seconds": seconds}
