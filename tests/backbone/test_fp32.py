@@ -12,9 +12,9 @@ from tests.budget import assert_within_budget
 from tests.models import CONFIGS, inputs_of, tiny
 from tests.ops.norm_cases import needs_native
 from tlfast import _native
-from tlfast.backbone import packed_block
+from tlfast.backbone import packed, packed_block
 from tlfast.ops import _shared_weight
-from tlfast.ops.packed_blocks import SharedWeight
+from tlfast.ops.packed_blocks import SharedWeight, api
 
 fast = pytest.mark.skipif(_shared_weight.why_not_native() is not None, reason=str(_shared_weight.why_not_native()))
 pytestmark = [needs_native, fast]
@@ -26,6 +26,12 @@ AS_MODULES = {
     "dinov2": "outputs are scaled",
     "deberta-v2": "relative positions",
 }
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["at-once", "one-by-one"])
+def route(request, monkeypatch):
+    """Both ways to run the blocks: which is faster is the machine's."""
+    monkeypatch.setattr(packed, "pays_in_float32", lambda: request.param)
 
 
 @pytest.fixture
@@ -232,6 +238,8 @@ def test_every_instruction_set_that_has_it(isa, fresh_process):
         "import torch, tlfast\n"
         "from tests.backbone.test_fp32 import wide, outputs, through_modules\n"
         "from tlfast import _native\n"
+        "from tlfast.backbone import packed\n"
+        "packed.pays_in_float32 = lambda: True\n"
         "b, ids = tlfast.freeze(wide()), torch.randint(3, 97, (9, 17))\n"
         "ours, plain = b(input_ids=ids), through_modules(b, {'input_ids': ids})\n"
         "error = max((x - y).abs().max().item() for x, y in zip(outputs(ours), outputs(plain)))\n"
@@ -244,6 +252,19 @@ def test_without_avx512_its_blocks_are_modules(monkeypatch):
     monkeypatch.setattr(_native, "matrix_isa", lambda: "AVX2")
     row = tlfast.freeze(wide()).describe()[0]
     assert row["path"] == "module" and "need AVX-512 or AMX, and this machine has AVX2" in row["why"]
+
+
+@pytest.mark.parametrize("factor, expected", [(1.1, False), (1.3, True)])
+def test_only_clearly_faster_products_run_blocks_at_once(factor, expected, monkeypatch):
+    monkeypatch.setattr(api, "times_faster", lambda product, than, rounds: factor)
+    api.pays_in_float32.cache_clear()
+    try:
+        assert api.pays_in_float32() is expected
+        monkeypatch.setattr(_native, "matrix_isa", lambda: "AVX2")
+        api.pays_in_float32.cache_clear()
+        assert not api.pays_in_float32()
+    finally:
+        api.pays_in_float32.cache_clear()
 
 
 class TestSharedWeight:
@@ -268,3 +289,22 @@ class TestSharedWeight:
         expected = torch.nn.functional.silu(x @ gate.T + biases[0]) * (x @ up.T + biases[1])
         ours = SharedWeight.of([gate, up], biases, gated=True).linear(x, "silu")
         torch.testing.assert_close(ours, expected)
+
+    @pytest.mark.parametrize("widths", [(32, 32, 32), (40, 8, 33)])
+    @pytest.mark.parametrize("biased", [(True, True, True), (True, False, True), (False, False, False)])
+    @pytest.mark.parametrize("graph", [False, True])
+    def test_parts_lie_side_by_side(self, widths, biased, graph):
+        parts = [torch.randn(width, 12) for width in widths]
+        biases = [torch.randn(width) if has else None for width, has in zip(widths, biased, strict=True)]
+        x, layer = torch.randn(5, 12, requires_grad=graph), SharedWeight.of(parts, biases)
+        with torch.set_grad_enabled(graph):
+            ours = layer.linear(x)
+        assert ours.requires_grad is graph and ours.shape == (5, layer.outputs)
+        pieces = ours.split(
+            [-(-width // 32) * 32 for width in widths[:-1]]
+            + [layer.outputs - sum(-(-w // 32) * 32 for w in widths[:-1])],
+            dim=1,
+        )
+        for piece, part, bias in zip(pieces, parts, biases, strict=True):
+            torch.testing.assert_close(piece[:, : len(part)], torch.nn.functional.linear(x, part, bias))
+            assert not piece[:, len(part) :].any()

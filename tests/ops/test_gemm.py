@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -32,14 +34,16 @@ def test_both_routes(shape, transposed, onednn, monkeypatch):
 @pytest.mark.parametrize("ratio, expected", [(1.2, False), (2.2, True)])
 def test_only_a_clear_win_changes_the_route(ratio, expected, monkeypatch, forget_choice):
     asked = []
-    monkeypatch.setattr(_gemm, "_ratio", lambda x, w: asked.append(x.shape) or ratio)
+    monkeypatch.setattr(_gemm, "times_faster", lambda product, than: asked.append(product().shape) or ratio)
     assert [_gemm.prefers_onednn(True), _gemm.prefers_onednn(True)] == [expected, expected]
     assert len(asked) == 1
 
 
 def test_the_race_leaves_the_threads_as_they_were(two_threads):
-    assert _gemm._ratio(torch.ones(8, 8), torch.ones(8, 8), rounds=1) > 0
-    assert torch.get_num_threads() == 2
+    seen = []
+    long, short = (lambda: seen.append(torch.get_num_threads()) or time.sleep(0.02)), lambda: None
+    assert _gemm.times_faster(short, than=long, rounds=2) > 1 > _gemm.times_faster(long, than=short, rounds=2)
+    assert set(seen) == {1} and torch.get_num_threads() == 2
 
 
 def test_a_missing_or_wrong_operator_is_not_used(monkeypatch, forget_choice):

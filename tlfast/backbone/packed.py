@@ -19,7 +19,7 @@ from torch import nn
 from ..ops.frozen_linear import frozen_linear
 from ..ops.frozen_linear.layout import PANELS
 from ..ops.packed_attention import packed_attention
-from ..ops.packed_blocks import Form, SharedWeight, Table, packed_blocks
+from ..ops.packed_blocks import Form, SharedWeight, Table, packed_blocks, pays_in_float32
 from ..ops.packed_blocks import why_not as why_not_at_once
 from .families import ACTIVATIONS
 from .packed_block import CrossAttention, Norm, PackedBlock, Weight, packed_block
@@ -78,7 +78,8 @@ class PackedStack:
         self.activation = ACTIVATIONS[stack.spec.activation]
         self.table = self._at_once()
         self._pieces: dict[tuple[int, ...], list[tuple[Table, tuple[int, ...]]]] = {}
-        self.dtype = TOKENS if self.table is None else self.table.dtype
+        shared = any(isinstance(block.qkv, SharedWeight) for block in self.blocks)
+        self.dtype = torch.float32 if shared else TOKENS
 
     def run(
         self, x: torch.Tensor, sequences: Sequences, taps: tuple[int, ...]
@@ -117,9 +118,12 @@ class PackedStack:
         return self._pieces[taps]
 
     def _at_once(self) -> Table | None:
-        """The blocks as ops.packed_blocks takes them; None where they have more to them than it runs."""
+        """The blocks as ops.packed_blocks takes them; None where they have more to them than it runs, or are faster
+        an operation at a time, by PyTorch's products."""
         blocks = [block.at_once() for block in self.blocks]
         if not blocks or None in blocks or not all(_on_cpu(block.qkv) for block in self.blocks):
+            return None
+        if isinstance(self.blocks[0].qkv, SharedWeight) and not pays_in_float32():
             return None
         if self.spec.placement not in ("post", "pre"):
             return None

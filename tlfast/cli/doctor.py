@@ -12,6 +12,7 @@ from ..backbone.freezing import PRECISIONS
 from ..backbone.packed_block import FP32_WIDTH
 from ..bench import measure
 from ..ops.frozen_linear import automatic, why_not_fp8
+from ..ops.packed_blocks import pays_in_float32
 from .output import emit
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
@@ -83,6 +84,8 @@ def _examine_frozen() -> dict[str, dict[str, Any]]:
         if precision == "fp32" and linear != "native":
             found[precision] = {"path": "module", "why": why}
             continue
+        if precision == "fp32" and not pays_in_float32():
+            linear, why = "PyTorch", f"no clear gain by {why.removeprefix('its kernels use ')} in a trial"
         attention = ops.describe()["packed_attention"]
         found[precision] = {
             "path": "packed",

@@ -18,23 +18,23 @@ def _onednn(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
 
 
-def _ratio(x: torch.Tensor, w: torch.Tensor, rounds: int = 15) -> float:
-    """Time of F.linear over time of oneDNN, the best of interleaved rounds.
+def times_faster(product: Callable[[], object], than: Callable[[], object], rounds: int = 15) -> float:
+    """Time of `than` over time of `product`, the best of interleaved rounds.
 
     On one thread: there a busy machine does not decide the race, while a barrier of several threads waits for the last.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    best: dict[Callable[..., torch.Tensor], float] = {F.linear: float("inf"), _onednn: float("inf")}
+    best = {product: float("inf"), than: float("inf")}
     try:
         for _ in range(rounds):
             for function in best:
                 start = time.perf_counter()
-                function(x, w)
+                function()
                 best[function] = min(best[function], time.perf_counter() - start)
     finally:
         torch.set_num_threads(threads)
-    return best[F.linear] / best[_onednn]
+    return best[than] / best[product]
 
 
 @functools.cache
@@ -53,7 +53,7 @@ def prefers_onednn(transposed: bool) -> bool:
             return False
     except (AttributeError, RuntimeError, TypeError):
         return False
-    return _ratio(x, w) > _CLEARLY_FASTER
+    return times_faster(lambda: _onednn(x, w), than=lambda: F.linear(x, w)) > _CLEARLY_FASTER
 
 
 def linear(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

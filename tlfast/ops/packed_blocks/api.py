@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 
 from .. import _dispatch
+from .._gemm import times_faster
 from .._shared_weight import why_not_native
+from ..frozen_linear import FrozenWeight, frozen_linear
 from .native import packed_blocks as _run_native
 from .table import Table
+
+# A machine where the two are close then takes the same route in every process, which gives the same bits.
+_CLEARLY_FASTER = 1.2
 
 
 def packed_blocks(
@@ -79,6 +86,22 @@ def why_not(x: torch.Tensor, table: Table, cu_seqlens: torch.Tensor) -> str | No
     if not offsets or offsets[0] != 0 or offsets[-1] != x.shape[0] or offsets != sorted(offsets):
         return f"cu_seqlens must rise from 0 to the {x.shape[0]} tokens of x, not be {offsets}"
     return None
+
+
+@functools.cache
+def pays_in_float32() -> bool:
+    """Whether the native library's products in float32 clearly beat PyTorch's, so that blocks should run at once.
+
+    Probed once a process, in some 50 ms. They do where F.linear is slow (MKL on AMD) or AMX runs at its full rate,
+    which virtual machines may not give.
+    """
+    if why_not_native() is not None:
+        return False
+    x, w = torch.ones(1024, 768), torch.ones(384, 768)
+    stored = FrozenWeight.of(w)
+    with torch.no_grad():
+        factor = times_faster(lambda: frozen_linear(x, stored, impl="native"), than=lambda: F.linear(x, w), rounds=4)
+    return factor > _CLEARLY_FASTER
 
 
 def _longest(offsets: list[int]) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from .. import _dispatch
 from .._shared_weight import PARTS
 from ..frozen_linear import ACTIVATE
 from ..frozen_linear.panels import PANEL, padded
@@ -77,15 +79,40 @@ class SharedWeight:
         return self.parts[0].device
 
     def linear(self, x: torch.Tensor, activation: str = "none") -> torch.Tensor:
-        """(..., K) to (..., width): the layer in plain PyTorch."""
-        products = [F.linear(x, part) for part in self.parts]
-        if not self.gated:
-            if len(products) > 1:
-                products = [F.pad(product, (0, -product.shape[-1] % PANEL)) for product in products]
-            y = torch.cat(products, dim=-1)
-            return ACTIVATE[activation](y if self.bias is None else y + self.bias[: y.shape[-1]])
-        if self.bias is not None:
+        """(T, K) to (T, width): the layer by PyTorch's products."""
+        if self.gated:
+            gates, rest = (F.linear(x, part, bias) for part, bias in zip(self.parts, self._biases(), strict=True))
+            return ACTIVATE[activation](gates) * rest
+        if len(self.parts) == 1:
+            return ACTIVATE[activation](F.linear(x, self.parts[0], self._biases()[0]))
+        return ACTIVATE[activation](self._side_by_side(x))
+
+    def _side_by_side(self, x: torch.Tensor) -> torch.Tensor:
+        """The parts' products, each filled up to whole panels."""
+        if not _dispatch.runs_eagerly(x):
+            products = [F.linear(x, *layer) for layer in zip(self.parts, self._biases(), strict=True)]
+            return torch.cat([F.pad(product, (0, -product.shape[-1] % PANEL)) for product in products], dim=-1)
+        y = x.new_zeros(len(x), self.outputs) if self._has_gaps else x.new_empty(len(x), self.outputs)
+        first = 0
+        for part, bias in zip(self.parts, self._biases(), strict=True):
+            place = y[:, first : first + len(part)]
+            if bias is None:
+                torch.mm(x, part.t(), out=place)
+            else:
+                torch.addmm(bias, x, part.t(), out=place)
+            first += padded(len(part))
+        return y
+
+    @property
+    def _has_gaps(self) -> bool:
+        return self.outputs > sum(map(len, self.parts))
+
+    def _biases(self) -> list[torch.Tensor | None]:
+        """The bias of each part, without what fills it up."""
+        if self.bias is None:
+            return [None] * len(self.parts)
+        if self.gated:
             turns = self.bias.unflatten(0, (-1, 2, PANEL // 2))
-            products = [y + turns[:, side].flatten()[: self.width] for side, y in enumerate(products)]
-        gates, rest = products
-        return ACTIVATE[activation](gates) * rest
+            return [turns[:, side].flatten()[: self.width] for side in range(2)]
+        firsts = [0, *itertools.accumulate(padded(len(part)) for part in self.parts)]
+        return [self.bias[first : first + len(part)] for first, part in zip(firsts, self.parts, strict=False)]
