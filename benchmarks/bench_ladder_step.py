@@ -26,7 +26,11 @@ from benchmarks.peers import (
 from tlfast.bench.measure import medians, timed_rounds
 
 ROUNDS = 9
-LORAS = {"LoRA": "peft LoRA, bf16 autocast", "compiled LoRA": "peft LoRA, bf16 autocast, compiled"}
+LORAS = {
+    "LoRA": "peft LoRA, bf16 autocast",
+    "compiled LoRA": "peft LoRA, bf16 autocast, compiled",
+    "LoRA in float32": "peft LoRA",
+}
 
 
 def forward_of(backbone: nn.Module, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
@@ -99,6 +103,7 @@ def test_training_step_in_fewer_bits(benchmark: Any, precision: str) -> None:
         "plain PyTorch ladder, bf16 backbone": training_step(PlainLadder(halved).train(), batch),
         "peft LoRA, bf16 autocast": training_step(lora(), batch, autocast=True),
         "peft LoRA, bf16 autocast, compiled": training_step(compiled, batch, autocast=True),
+        "peft LoRA": training_step(lora(), batch),
         "full fine-tuning, bf16 autocast": training_step(full(), batch, autocast=True),
     }
     seconds, ours = measured(benchmark, precision, batch, peers)
