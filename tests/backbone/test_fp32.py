@@ -13,6 +13,7 @@ from tests.models import CONFIGS, inputs_of, tiny
 from tests.ops.norm_cases import needs_native
 from tlfast import _native
 from tlfast.backbone import packed, packed_block
+from tlfast.backbone.sequences import Offsets, Sequences
 from tlfast.ops import _shared_weight
 from tlfast.ops.packed_blocks import SharedWeight, api
 
@@ -98,6 +99,33 @@ def test_any_lengths(lengths):
     for a, b in zip(outputs(ours), outputs(plain), strict=True):
         torch.testing.assert_close(a[mask], b[mask], atol=2e-5, rtol=2e-5)
         assert not a[~mask].any()
+
+
+@pytest.mark.parametrize("lengths", [[500] * 5, [1024, 1, 0, 1023], [3] * 700, [2000], [0, 0, 1500, 0], [0, 0]])
+def test_pieces_are_all_tokens_once(lengths):
+    counts = torch.tensor(lengths)
+    rotation = tuple(torch.arange(sum(lengths))[:, None] + side for side in range(2))
+    whole = Sequences(Offsets.of(counts, torch.device("cpu")), None, rotation)
+    pieces = list(whole.pieces(1024))
+    assert torch.equal(torch.cat([piece.offsets.host.diff() for _, piece in pieces]), counts.to(torch.int32))
+    ends = [rows.stop for rows, _ in pieces]
+    assert [rows.start for rows, _ in pieces] == [0, *ends[:-1]] and ends[-1] == sum(lengths)
+    assert all(rows.stop - rows.start >= 1024 for rows, _ in pieces[:-1])
+    for rows, piece in pieces:
+        assert int(piece.offsets.host[0]) == 0 and torch.equal(
+            piece.rotation[1][:, 0], torch.arange(rows.start, rows.stop) + 1
+        )
+
+
+@pytest.mark.parametrize("family", ["llama", "t5-encoder", "gpt2"])
+def test_in_pieces_as_whole(family, any_width, monkeypatch):
+    backbone = tlfast.freeze(tiny(family))
+    ids = torch.randint(3, 90, (9, 11))
+    mask = torch.arange(11)[None] < torch.tensor([11, 3, 0, 7, 11, 1, 9, 2, 5])[:, None]
+    whole = backbone(**inputs_with(ids, mask))
+    monkeypatch.setattr(packed, "_PIECE", 10)
+    for ours, theirs in zip(outputs(backbone(**inputs_with(ids, mask))), outputs(whole), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=2e-5)
 
 
 def inputs_with(ids, mask):
@@ -308,3 +336,15 @@ class TestSharedWeight:
         for piece, part, bias in zip(pieces, parts, biases, strict=True):
             torch.testing.assert_close(piece[:, : len(part)], torch.nn.functional.linear(x, part, bias))
             assert not piece[:, len(part) :].any()
+
+    @pytest.mark.parametrize("rows", [0, 5, 1500])
+    @pytest.mark.parametrize("gated", [False, True])
+    @pytest.mark.parametrize("graph", [False, True])
+    def test_a_layer_behind_a_hidden_one(self, rows, gated, graph):
+        up = SharedWeight.of([torch.randn(40, 12)] * (2 if gated else 1), gated=gated)
+        down = SharedWeight.of([torch.randn(12, 40)], [torch.randn(12)])
+        x = torch.randn(rows, 12, requires_grad=graph)
+        with torch.set_grad_enabled(graph):
+            ours = down.after(up, "gelu", x)
+        assert ours.requires_grad is graph
+        torch.testing.assert_close(ours, down.linear(up.linear(x, "gelu")))

@@ -15,7 +15,8 @@ from tests.ops.interpreter import interpreted
 from tests.ops.test_packed_attention import flash
 from tlfast.backbone import calibration, freezing, linear, packed
 from tlfast.backbone.linear import FrozenLinear
-from tlfast.backbone.packed import Offsets, PackedStack, Sequences
+from tlfast.backbone.packed import PackedStack
+from tlfast.backbone.sequences import Offsets, Sequences
 from tlfast.ops import FrozenWeight, _dispatch, frozen_linear, norm_tap, packed_attention, quantise_rows
 from tlfast.ops.packed_attention import varlen
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from ..ops._dispatch import runs_eagerly
 from ..ops.frozen_linear import frozen_linear
 from ..ops.frozen_linear.layout import PANELS
 from ..ops.packed_attention import packed_attention
@@ -24,44 +24,13 @@ from ..ops.packed_blocks import why_not as why_not_at_once
 from .families import ACTIVATIONS
 from .packed_block import CrossAttention, Norm, PackedBlock, Weight, packed_block
 from .parts import submodule
+from .sequences import Memory, Offsets, Sequences
 from .stack import Stack
 
 TOKENS = torch.bfloat16  # of prepared weights
+_PIECE = 1024  # tokens; fewer would have PyTorch's library lay float32 weights out too often
 _MASK_SETS_POSITIONS = ("opt",)
 _NORM_IS_THE_POOLERS = ("clip_vision_model",)  # the last hidden state is that of the last block
-
-
-@dataclass(frozen=True)
-class Offsets:
-    """Where packed sequences begin, int32 (B + 1,): on the host, where their lengths are known without waiting for a
-    GPU, and on the device of their tokens."""
-
-    host: torch.Tensor
-    placed: torch.Tensor
-
-    @classmethod
-    def of(cls, counts: torch.Tensor, device: torch.device) -> Offsets:
-        """counts: the lengths (B,), on any device; one that is not the host is waited for."""
-        host = F.pad(counts.cpu().cumsum(0), (1, 0)).to(torch.int32)
-        return cls(host, host.to(device))
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What a decoder attends to: an encoder's last hidden state, packed (tokens, D), and where its sequences begin."""
-
-    x: torch.Tensor
-    offsets: Offsets
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Which tokens are packed, and what their attention needs: see ops.packed_attention."""
-
-    offsets: Offsets
-    bias: torch.Tensor | None = None
-    rotation: tuple[torch.Tensor, torch.Tensor] | None = None
-    memory: Memory | None = None
 
 
 class PackedStack:
@@ -88,7 +57,26 @@ class PackedStack:
         if self.table is not None and why_not_at_once(x, self.table, sequences.offsets.host) is None:
             places = sequences.offsets.host, taps, sequences.bias, sequences.rotation
             return packed_blocks(x, self.table, *places)
+        if self.dtype == torch.float32 and x.device.type == "cpu" and runs_eagerly(x):
+            return self._run_in_pieces(x, sequences, taps)
         return self.run_one_by_one(x, sequences, taps)
+
+    def _run_in_pieces(
+        self, x: torch.Tensor, sequences: Sequences, taps: tuple[int, ...]
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """The same, whole sequences of some _PIECE tokens at a time: what lies between operations stays nearer."""
+        pieces = list(sequences.pieces(_PIECE))
+        if len(pieces) == 1:
+            return self.run_one_by_one(x, sequences, taps)
+        wanted = list(dict.fromkeys(taps))
+        outputs = {index: torch.empty_like(x) for index in wanted}
+        last = torch.empty_like(x)
+        for tokens, piece in pieces:
+            found, end = self.run_one_by_one(x[tokens], piece, tuple(wanted))
+            for index, output in zip(wanted, found, strict=True):
+                outputs[index][tokens] = output
+            last[tokens] = end
+        return [outputs[index] for index in taps], last
 
     def run_visiting(
         self, x: torch.Tensor, sequences: Sequences, taps: tuple[int, ...], visit: Callable[[torch.Tensor], None]
@@ -232,7 +220,10 @@ class PackedStack:
         return x.narrow(1, 0, heads * self.spec.head_dim).unflatten(1, (heads, self.spec.head_dim))
 
     def _feed_forward(self, block: PackedBlock, x: torch.Tensor) -> torch.Tensor:
-        change = _linear(_linear(x, block.up, self.activation), block.down)
+        if isinstance(block.up, SharedWeight) and isinstance(block.down, SharedWeight):
+            change = block.down.after(block.up, self.activation, x)
+        else:
+            change = _linear(_linear(x, block.up, self.activation), block.down)
         return change if block.feed_forward_output_norm is None else block.feed_forward_output_norm(change)[1]
 
 

@@ -14,6 +14,8 @@ from .._shared_weight import PARTS
 from ..frozen_linear import ACTIVATE
 from ..frozen_linear.panels import PANEL, padded
 
+_ROWS = 1024  # fewer would have PyTorch's library lay the weights out too often
+
 
 @dataclass(frozen=True)
 class SharedWeight:
@@ -93,6 +95,11 @@ class SharedWeight:
             products = [F.linear(x, *layer) for layer in zip(self.parts, self._biases(), strict=True)]
             return torch.cat([F.pad(product, (0, -product.shape[-1] % PANEL)) for product in products], dim=-1)
         y = x.new_zeros(len(x), self.outputs) if self._has_gaps else x.new_empty(len(x), self.outputs)
+        self._write(x, y)
+        return y
+
+    def _write(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """The parts' products to their places in y; what fills them up stays."""
         first = 0
         for part, bias in zip(self.parts, self._biases(), strict=True):
             place = y[:, first : first + len(part)]
@@ -101,6 +108,17 @@ class SharedWeight:
             else:
                 torch.addmm(bias, x, part.t(), out=place)
             first += padded(len(part))
+
+    def after(self, hidden: SharedWeight, activation: str, x: torch.Tensor) -> torch.Tensor:
+        """This layer behind a hidden one and its activation, (T, K) to (T, width); this one has one part.
+
+        Some rows at a time: what the hidden layer gives is then in a cache when it is read, and takes little memory.
+        """
+        if not _dispatch.runs_eagerly(x):
+            return self.linear(hidden.linear(x, activation))
+        y = x.new_empty(len(x), self.width)
+        for rows, places in zip(x.split(_ROWS), y.split(_ROWS), strict=True):
+            self._write(hidden.linear(rows, activation), places)
         return y
 
     @property
