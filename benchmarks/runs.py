@@ -29,10 +29,12 @@ def text_files(task: str) -> dict[str, Path | None]:
     }
 
 
-def train_ladder(files: dict[str, Path | None], seed: int, out: Path, *options: str) -> dict[str, Any]:
+def train_ladder(
+    files: dict[str, Path | None], seed: int, out: Path, *options: str, reduction: int = REDUCTION
+) -> dict[str, Any]:
     """`tlfast ladder train` with MiniLM, its defaults but for the reduction; returns metrics.json."""
     command = [sys.executable, "-c", "from tlfast.cli import main; main()", "ladder", "train", "--backbone", "minilm"]
     command += [word for name, path in files.items() if path for word in (f"--{name}", str(path))]
-    command += ["--reduction", str(REDUCTION), "--seed", str(seed), "--json", *options]
+    command += ["--reduction", str(reduction), "--seed", str(seed), "--json", *options]
     done = subprocess.run([*command, "--out", str(out)], check=True, capture_output=True, text=True)
     return json.loads(done.stdout)
