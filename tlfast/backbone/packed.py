@@ -68,14 +68,16 @@ class PackedStack:
         pieces = list(sequences.pieces(_PIECE))
         if len(pieces) == 1:
             return self.run_one_by_one(x, sequences, taps)
-        wanted = list(dict.fromkeys(taps))
-        outputs = {index: torch.empty_like(x) for index in wanted}
-        last = torch.empty_like(x)
+        outputs = {index: torch.empty_like(x) for index in taps}
+        ends_in = outputs.get(len(self.blocks) - 1) if self.spec.placement == "post" else None
+        last = torch.empty_like(x) if ends_in is None else ends_in
         for tokens, piece in pieces:
-            found, end = self.run_one_by_one(x[tokens], piece, tuple(wanted))
-            for index, output in zip(wanted, found, strict=True):
-                outputs[index][tokens] = output
-            last[tokens] = end
+
+            def see(index: int, output: torch.Tensor, tokens: slice = tokens) -> None:
+                if index in outputs:
+                    outputs[index][tokens] = output
+
+            last[tokens] = self._one_by_one(x[tokens], piece, see)
         return [outputs[index] for index in taps], last
 
     def run_visiting(
