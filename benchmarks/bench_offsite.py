@@ -3,7 +3,8 @@
 MiniLM: adapter 1,1; one bundle a recipe, distilled with seed 0 on texts of the other data set's training file, without
 labels, five seeds of tuning on it, and alignment of what came back on the same texts. The probe, and the same two
 blocks tuned in the full model, are what the plugged model stands between. The epoch is chosen on dev by the emulator's
-score; test files are read once, after that.
+score; test files are read once, after that. A seed takes many minutes, so each is kept in .benchmarks/offsite.json, and
+a suite that was broken off goes on from there; remove that file to tune anew.
 Language: a byte-level GPT-2 pre-trained here on Python sources, which are also what it is distilled on; the data owner
 has the prose of PyTorch's docstrings, split by file. The data of the first part are in $TLFAST_DATA/text.
 """

@@ -337,7 +337,7 @@ class TestSharedWeight:
             torch.testing.assert_close(piece[:, : len(part)], torch.nn.functional.linear(x, part, bias))
             assert not piece[:, len(part) :].any()
 
-    @pytest.mark.parametrize("rows", [0, 5, 1500])
+    @pytest.mark.parametrize("rows", [0, 5, 1500, 2500])
     @pytest.mark.parametrize("gated", [False, True])
     @pytest.mark.parametrize("graph", [False, True])
     def test_a_layer_behind_a_hidden_one(self, rows, gated, graph):

@@ -45,10 +45,10 @@ class PackedStack:
         norm = None if model_type in _NORM_IS_THE_POOLERS else stack.final_norm
         self.final_norm = None if norm is None else Norm.of(norm, stack.spec.norm == "rms")
         self.activation = ACTIVATIONS[stack.spec.activation]
-        self.table = self._at_once()
-        self._pieces: dict[tuple[int, ...], list[tuple[Table, tuple[int, ...]]]] = {}
         shared = any(isinstance(block.qkv, SharedWeight) for block in self.blocks)
         self.dtype = torch.float32 if shared else TOKENS
+        self.table = self._at_once()
+        self._pieces: dict[tuple[int, ...], list[tuple[Table, tuple[int, ...]]]] = {}
 
     def run(
         self, x: torch.Tensor, sequences: Sequences, taps: tuple[int, ...]
@@ -113,11 +113,11 @@ class PackedStack:
         blocks = [block.at_once() for block in self.blocks]
         if not blocks or None in blocks or not all(_on_cpu(block.qkv) for block in self.blocks):
             return None
-        if isinstance(self.blocks[0].qkv, SharedWeight) and not pays_in_float32():
-            return None
         if self.spec.placement not in ("post", "pre"):
             return None
         if self.spec.placement == "post" and self.final_norm is not None:
+            return None
+        if self.dtype == torch.float32 and not pays_in_float32():
             return None
         spec, (q_width, k_width, _) = self.spec, self.blocks[0].widths
         form = Form(

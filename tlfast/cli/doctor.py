@@ -85,7 +85,7 @@ def _examine_frozen() -> dict[str, dict[str, Any]]:
             found[precision] = {"path": "module", "why": why}
             continue
         if precision == "fp32" and not pays_in_float32():
-            linear, why = "PyTorch", f"no clear gain by {why.removeprefix('its kernels use ')} in a trial"
+            linear, why = "PyTorch", f"no clear gain by {_native.matrix_isa()} in a trial"
         attention = ops.describe()["packed_attention"]
         found[precision] = {
             "path": "packed",

@@ -117,7 +117,8 @@ class SharedWeight:
         if not _dispatch.runs_eagerly(x):
             return self.linear(hidden.linear(x, activation))
         y = x.new_empty(len(x), self.width)
-        for rows, places in zip(x.split(_ROWS), y.split(_ROWS), strict=True):
+        count = max(1, round(len(x) / _ROWS))  # even ones: a few rows more would lay the weights out once more
+        for rows, places in zip(x.chunk(count), y.chunk(count), strict=True):
             self._write(hidden.linear(rows, activation), places)
         return y
 
