@@ -98,7 +98,7 @@ def test_native_is_as_exact_as_pytorch(style, batch, length, masked, seed):
 @needs_native
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(("batch", "length"), [(1, 1), (3, 63), (2, 65), (11, 100), (2, 130)])
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (3, 63), (2, 65), (11, 100), (2, 130), (40, 9)])
 @pytest.mark.parametrize("style", ["wide", "gpt2", "rounded", "rounded, odd"])
 def test_shapes_around_the_strips(style, batch, length, masked):
     check(case(style, batch, length, masked))
@@ -145,6 +145,23 @@ def test_the_number_of_threads_changes_no_bit(style):
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0].values(), other.values(), strict=True))
+
+
+@needs_native
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("style", ["bert", "gpt2", "rounded, odd"])
+def test_a_sequence_has_the_same_bits_alone_and_among_others(style):
+    """Short ones share a strip; what is behind another's last token stands between them."""
+    settings, x, weights, dout, _, _ = case(style, 20, 31, False)
+    settings = settings._replace(attention_dropout=0.0, hidden_dropout=0.0)  # whose mask goes by a row's place
+    key_mask = torch.arange(31) < torch.randint(0, 32, (20, 1), generator=torch.Generator().manual_seed(1))
+    together = run((settings, x, weights, dout, key_mask, None), torch.float32, "native")
+    for i in range(20):
+        alone = run(
+            (settings, x[i : i + 1], weights, dout[i : i + 1], key_mask[i : i + 1], None), torch.float32, "native"
+        )
+        for name in ("out", "x"):
+            assert torch.equal(alone[name][0], together[name][i]), f"{name} of sequence {i}"
 
 
 @needs_native

@@ -1,36 +1,36 @@
-// The backward of one sequence through a side block: recomputes its forward, but for the attention and the last
+// The backward of a bundle of sequences through a side block: recomputes its forward, but for the attention and the last
 // product, a strip at a time.
 #pragma once
 
-#include "side_sequence.h"
+#include "side_bundle.h"
 
 namespace {
 
 template <class Products>
-class SideBackward : public SideSequence<Products> {
-  using Sequence = SideSequence<Products>;
-  using Sequence::attention_input, Sequence::attention_norm_, Sequence::attention_problem,
-      Sequence::attended_, Sequence::b_, Sequence::block_, Sequence::feed_forward_drop_, Sequence::feed_forward_norm_,
-      Sequence::from, Sequence::last_, Sequence::length_, Sequence::multiply, Sequence::output_drop_, Sequence::post_,
-      Sequence::products_, Sequence::project, Sequence::row_number, Sequence::rows_at, Sequence::shape_,
-      Sequence::statistics, Sequence::strip, Sequence::to_feed_forward, Sequence::vector, Sequence::weights_,
-      Sequence::work_, Sequence::x_;
+class SideBackward : public SideBundle<Products> {
+  using Base = SideBundle<Products>;
+  using Base::attended, Base::attention_input, Base::attention_norm_, Base::block_, Base::bundle_,
+      Base::feed_forward_drop_, Base::feed_forward_norm_, Base::for_each_sequence, Base::from, Base::from_batch,
+      Base::in_batch, Base::kept_, Base::multiply, Base::output_drop_, Base::post_, Base::products_, Base::project,
+      Base::row_number, Base::rows_at, Base::shape_, Base::statistics, Base::stride_, Base::strip,
+      Base::to_feed_forward, Base::vector, Base::weights_, Base::work_, Base::x;
 
  public:
-  using Sequence::Sequence;
+  using Base::Base;
 
-  // dx: this sequence's rows; the weights' gradients are added to the group's.
+  // dout, dx: of the batch; the weights' gradients are added to the group's.
   void run(const float *dout, float *dx, SideGradients &gradients) const {
+    const int64_t width = shape_.width;
     project();
-    for (int64_t first = 0; first < length_; first += STRIP_ROWS) {
-      const int64_t at = first * block_.width, count = rows_at(first);
+    for (int64_t first = 0; first < bundle_.rows; first += STRIP_ROWS) {
+      const int64_t count = rows_at(first);
       to_feed_forward(first, count);
-      feed_forward_backward(first, {dout + at, count, shape_.width, block_.width}, gradients);
-      output_backward(first, count, {dx + at, block_.width}, gradients);
+      feed_forward_backward(first, from_batch(dout, width, first, count, width, work_.dout), gradients);
+      output_backward(first, count, in_batch(dx, width, first), gradients);
     }
     attention_backward();
-    for (int64_t first = 0; first < length_; first += STRIP_ROWS)
-      input_backward(first, rows_at(first), {dx + first * block_.width, block_.width}, gradients);
+    for (int64_t first = 0; first < bundle_.rows; first += STRIP_ROWS)
+      input_backward(first, rows_at(first), in_batch(dx, width, first), gradients);
   }
 
  private:
@@ -54,11 +54,13 @@ class SideBackward : public SideSequence<Products> {
   // The gradient of the sum behind the feed-forward: dout, or what a norm makes of it.
   Matrix last_gradient(int64_t first, const Matrix &dout, const SideGradients &gradients) const {
     if (!post_) return dout;
-    const RowsOf last = from(last_, first);
+    const Matrix last =
+        from_batch(kept_.rows + shape_.inner, stride_, first, dout.rows, shape_.width, work_.last);
     for (int64_t i = 0; i < dout.rows; ++i)
-      feed_forward_norm_.apply(last[i], work_.normed[i], shape_.width, work_.centre[1][i], work_.rstd[1][i]);
-    differentiate_norm(feed_forward_norm_, dout, strip(last, dout.rows, shape_.width), work_.centre[1], work_.rstd[1],
-                       work_.dlast, gradients.sums[TL_BLOCK_FEED_FORWARD_NORM_WEIGHT],
+      feed_forward_norm_.apply(last.data + i * last.stride, work_.normed[i], shape_.width, work_.centre[1][i],
+                               work_.rstd[1][i]);
+    differentiate_norm(feed_forward_norm_, dout, last, work_.centre[1], work_.rstd[1], work_.dlast,
+                       gradients.sums[TL_BLOCK_FEED_FORWARD_NORM_WEIGHT],
                        gradients.sums[TL_BLOCK_FEED_FORWARD_NORM_BIAS]);
     return strip(work_.dlast, dout.rows, shape_.width);
   }
@@ -99,30 +101,32 @@ class SideBackward : public SideSequence<Products> {
   }
 
   // From the gradient of the sum behind the attention to that of its heads' output, and dx as far as it is known.
-  void output_backward(int64_t first, int64_t count, const RowsOf &dx, SideGradients &gradients) const {
+  void output_backward(int64_t first, int64_t count, const BatchRows &dx, SideGradients &gradients) const {
     const Matrix gradient = strip(work_.dsum, count, shape_.width);
     for (int64_t i = 0; i < count; ++i) std::memcpy(dx[i], work_.dsum[i], sizeof(float) * shape_.width);
     drop(gradient, output_drop_, first);
     const Matrix dropped = strip(work_.dropped, count, shape_.width);
     gradients.sums[TL_BLOCK_OUTPUT_BIAS].add(work_.dropped, count);
     multiply(from(work_.dattended, first), dropped, weights_.backward[OUTPUT]);
-    add_gradient(gradients, OUTPUT, dropped, strip(from(attended_, first), count, shape_.inner));
+    add_gradient(gradients, OUTPUT, dropped, attended(first, count));
   }
 
   void attention_backward() const {
-    const Problem problem = attention_problem();
-    const Workspace workspace(work_.attention, problem.shape, true);
-    const auto target = [&](int64_t part) {
-      return Target{work_.dqkv.data + part * shape_.inner, 0, work_.dqkv.stride, block_.head_dim};
-    };
-    const auto view = [&](const RowsOf &rows) { return View{rows.data, 0, rows.stride, block_.head_dim}; };
-    for (int64_t h = 0; h < block_.heads; ++h)
-      backward_head(problem, workspace, b_, h,
-                    {view(attended_), view(work_.dattended), statistics(h), target(0), target(1), target(2), nullptr});
+    for_each_sequence([&](int64_t b, int64_t row, const Problem &problem) {
+      const Workspace workspace(work_.attention, problem.shape, true);
+      const auto target = [&](int64_t part) {
+        return Target{work_.dqkv[row] + part * shape_.inner, 0, work_.dqkv.stride, block_.head_dim};
+      };
+      const View out{kept_.rows + b * block_.length * stride_, 0, stride_, block_.head_dim};
+      const View dout{work_.dattended[row], 0, work_.dattended.stride, block_.head_dim};
+      for (int64_t h = 0; h < block_.heads; ++h)
+        backward_head(problem, workspace, b, h,
+                      {out, dout, statistics(b, h), target(0), target(1), target(2), nullptr});
+    });
   }
 
   // From the gradients of queries, keys and values to dx.
-  void input_backward(int64_t first, int64_t count, const RowsOf &dx, SideGradients &gradients) const {
+  void input_backward(int64_t first, int64_t count, const BatchRows &dx, SideGradients &gradients) const {
     const RowsOf dqkv = from(work_.dqkv, first);
     const Matrix gradient = strip(dqkv, count, 3 * shape_.inner), input = attention_input(first, count);
     gradients.sums[TL_BLOCK_QKV_BIAS].add(dqkv, count);
@@ -130,8 +134,7 @@ class SideBackward : public SideSequence<Products> {
     multiply(work_.output, gradient, weights_.backward[QKV]);
     const Matrix dinput = strip(work_.output, count, shape_.width);
     if (post_) return add_rows(dx, dinput, shape_.width);
-    const Matrix x{x_ + first * block_.width, count, shape_.width, block_.width};
-    differentiate_norm(attention_norm_, dinput, x, work_.centre[0], work_.rstd[0], work_.dsum,
+    differentiate_norm(attention_norm_, dinput, x(first, count), work_.centre[0], work_.rstd[0], work_.dsum,
                        gradients.sums[TL_BLOCK_ATTENTION_NORM_WEIGHT], gradients.sums[TL_BLOCK_ATTENTION_NORM_BIAS]);
     add_rows(dx, strip(work_.dsum, count, shape_.width), shape_.width);
   }

@@ -1,8 +1,8 @@
-// A side block over whole sequences, forward and a backward that recomputes it: a thread takes one sequence through the
-// block, a strip of its rows at a time, so that nothing but input and output leaves its cache.
+// A side block over whole sequences, forward and a backward that recomputes it: a thread takes a bundle of sequences
+// through the block, a strip of rows at a time, so that nothing but input and output leaves its cache.
 //
 // Weights' gradients are added up a group of sequences at a time, and then over the groups in order. Which sequences a
-// group has depends on their lengths alone: results have the same bits for any number of threads.
+// group and its bundles have depends on their lengths alone: results have the same bits for any number of threads.
 #include <atomic>
 
 #include "isa.h"
@@ -13,7 +13,7 @@
 
 namespace TL_ISA {
 
-static constexpr int64_t MOST_GROUPS = 8;
+static constexpr int64_t MOST_GROUPS = 8, GROUP_ROWS = 64;
 
 // Tokens of a sequence up to its last one.
 static int64_t tokens_of(const tl_side_block &block, const uint8_t *key_mask, int64_t b) {
@@ -29,19 +29,31 @@ struct Call {
   const float *x;
   const uint8_t *key_mask;
   int threads;
-  int64_t longest = 0;
+  int64_t *lengths, *starts;  // of the sequences; the first of each bundle. Null where there is no memory
+  int64_t longest = 0, tokens = 0;
 
   Call(const tl_side_block &b, const float *from, const uint8_t *mask, int team)
-      : block(b), shape(b), x(from), key_mask(mask), threads(team) {
-    for (int64_t i = 0; i < b.batch; ++i) longest = std::max(longest, tokens(i));
+      : block(b), shape(b), x(from), key_mask(mask), threads(std::max(team, 1)),
+        lengths(reinterpret_cast<int64_t *>(kept_scratch<7>(sizeof(int64_t) * (2 * b.batch + 1)))),
+        starts(lengths + b.batch) {
+    for (int64_t i = 0; i < b.batch && lengths != nullptr; tokens += lengths[i++]) {
+      lengths[i] = tokens_of(block, mask, i);
+      longest = std::max(longest, lengths[i]);
+    }
   }
-  int64_t tokens(int64_t b) const { return tokens_of(block, key_mask, b); }
-  int64_t size() const { return block.length * block.width; }  // of a sequence's rows
 
-  // Zeros in the rows behind the last token.
-  void clear_padding(float *rows, int64_t b) const {
-    const int64_t used = tokens(b) * block.width;
-    std::memset(rows + b * size() + used, 0, sizeof(float) * (size() - used));
+  // The sequences from `first` that go together: at most so many rows, or one sequence.
+  Bundle bundle(int64_t first, int64_t end, int64_t most_rows) const {
+    Bundle found{first, first + 1, lengths[first]};
+    while (found.end < end && found.rows + lengths[found.end] <= most_rows) found.rows += lengths[found.end++];
+    return found;
+  }
+
+  // Zeros in the rows behind the last tokens.
+  void clear_padding(float *rows, const Bundle &bundle) const {
+    for (int64_t b = bundle.first; b < bundle.end; ++b)
+      std::memset(rows + (b * block.length + lengths[b]) * block.width, 0,
+                  sizeof(float) * (block.length - lengths[b]) * block.width);
   }
 };
 
@@ -55,15 +67,19 @@ static int forward(const Call &call, const int64_t *addresses, float *out, const
   uint8_t *memory = kept_scratch<5>(Weights::bytes(call.shape, false));
   if (memory == nullptr) return no_memory();
   const Weights weights(call.shape, addresses, false, memory);
+  // a row's result does not depend on its bundle: the threads may share them out as they are
+  const int64_t share = std::clamp(call.tokens / call.threads, BLOCK, STRIP_ROWS);
+  int64_t count = 0;
+  for (int64_t b = 0; b < block.batch; b = call.bundle(b, block.batch, share).end) call.starts[count++] = b;
   std::atomic<bool> failed{false};
-  parallel_for(block.batch, call.threads, [&](int64_t b) {
+  parallel_for(count, call.threads, [&](int64_t i) {
     uint8_t *mine = kept_scratch<6>(Work::bytes(block, call.longest, false));
     if (mine == nullptr) return failed.store(true);
     Pieces pieces(mine);
     const Work work(block, call.longest, false, pieces);
-    SideSequence<Products>(block, weights, work, call.x, call.key_mask, kept, b, call.tokens(b))
-        .forward(out + b * call.size());
-    call.clear_padding(out, b);
+    const Bundle bundle = call.bundle(call.starts[i], block.batch, share);
+    SideBundle<Products>(block, weights, work, call.x, call.key_mask, kept, bundle, call.lengths).forward(out);
+    call.clear_padding(out, bundle);
   });
   return failed ? no_memory() : TL_OK;
 }
@@ -72,11 +88,11 @@ static int forward(const Call &call, const int64_t *addresses, float *out, const
 struct Groups {
   int64_t count, first[MOST_GROUPS + 1];
 
-  explicit Groups(const Call &call) : count(std::min(MOST_GROUPS, call.block.batch)) {
-    int64_t all = 0, before = 0, group = 0;
-    for (int64_t b = 0; b < call.block.batch; ++b) all += call.tokens(b);
-    for (int64_t b = 0; b < call.block.batch; before += call.tokens(b++))
-      while (group <= before * count / std::max<int64_t>(all, 1) && group < count) first[group++] = b;
+  explicit Groups(const Call &call)
+      : count(std::min({MOST_GROUPS, call.block.batch, call.tokens / GROUP_ROWS + 1})) {
+    int64_t before = 0, group = 0;
+    for (int64_t b = 0; b < call.block.batch; before += call.lengths[b++])
+      while (group <= before * count / std::max<int64_t>(call.tokens, 1) && group < count) first[group++] = b;
     while (group <= count) first[group++] = call.block.batch;
   }
 };
@@ -101,10 +117,12 @@ static int backward(const Call &call, const int64_t *addresses, const SideKept &
     Pieces own(mine);
     const Work work(call.block, call.longest, true, own);
     sums[g].clear_sums();
-    for (int64_t b = groups.first[g]; b < groups.first[g + 1]; ++b) {
-      SideBackward<Products>(call.block, weights, work, call.x, call.key_mask, kept, b, call.tokens(b))
-          .run(dout + b * call.size(), dx + b * call.size(), sums[g]);
-      call.clear_padding(dx, b);
+    for (int64_t b = groups.first[g], end = groups.first[g + 1]; b < end;) {
+      const Bundle bundle = call.bundle(b, end, STRIP_ROWS);
+      SideBackward<Products>(call.block, weights, work, call.x, call.key_mask, kept, bundle, call.lengths)
+          .run(dout, dx, sums[g]);
+      call.clear_padding(dx, bundle);
+      b = bundle.end;
     }
   });
   if (failed) return no_memory();
@@ -123,6 +141,7 @@ static int backward(const Call &call, const int64_t *addresses, const SideKept &
 int tl_side_block_forward_cpu(const tl_side_block *block, const int64_t *addresses, const float *x,
                               const uint8_t *key_mask, float *out, float *kept_rows, float *statistics, int threads) {
   const Call call(*block, x, key_mask, threads);
+  if (call.lengths == nullptr) return no_memory();
   const SideKept kept{kept_rows, statistics};
   if (block->rounded) return forward<RoundedProducts>(call, addresses, out, kept);
   return forward<SplitProducts>(call, addresses, out, kept);
@@ -132,6 +151,7 @@ int tl_side_block_backward_cpu(const tl_side_block *block, const int64_t *addres
                                const uint8_t *key_mask, const float *kept_rows, const float *statistics,
                                const float *dout, float *dx, const int64_t *gradients, int threads) {
   const Call call(*block, x, key_mask, threads);
+  if (call.lengths == nullptr) return no_memory();
   const SideKept kept{const_cast<float *>(kept_rows), const_cast<float *>(statistics)};  // the backward reads them
   if (block->rounded) return backward<RoundedProducts>(call, addresses, kept, dout, dx, gradients);
   return backward<SplitProducts>(call, addresses, kept, dout, dx, gradients);

@@ -12,7 +12,7 @@
 
 namespace {
 
-constexpr int64_t STRIP_ROWS = 128, BLOCK = 32;
+constexpr int64_t STRIP_ROWS = 64, BLOCK = 32;
 
 static inline int64_t padded(int64_t count) { return (count + BLOCK - 1) / BLOCK * BLOCK; }
 

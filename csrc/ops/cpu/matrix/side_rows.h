@@ -113,7 +113,8 @@ static void differentiate_norm(const Norm &norm, const Matrix &dy, const Matrix 
 }
 
 // to += from, over a strip.
-static void add_rows(const RowsOf &to, const Matrix &from, int64_t width) {
+template <class Rows>
+static void add_rows(const Rows &to, const Matrix &from, int64_t width) {
   for (int64_t i = 0; i < from.rows; ++i) {
     float *a = to[i];
     const float *b = from.data + i * from.stride;
