@@ -49,7 +49,7 @@ within 150 "$python" -m pip install -q --no-build-isolation --no-deps -e . || fa
   || fail "the library was built without CUDA"
 
 echo "== tests"
-within 240 "$python" -m pytest -q -m gpu tests/ops tests/backbone tests/graph || fail "a GPU test is red or too slow: nothing is reported"
+within 240 "$python" -m pytest -q -m gpu tests/ops tests/backbone tests/graph tests/ladder || fail "a GPU test is red or too slow: nothing is reported"
 
 for suite in frozen_kernels frozen_gpu rung hetero_gpu contrastive_gpu; do
   echo "== benchmark: $suite"

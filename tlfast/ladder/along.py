@@ -1,4 +1,7 @@
-"""A forward in which the side network climbs while the backbone runs: no more than one tap is at hand at a time."""
+"""A forward in which the side network climbs while the backbone runs: no more than one tap is at hand at a time.
+
+On a GPU the two run side by side, on a stream each.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 from ..backbone import FrozenBackbone
 from ..backbone.sharding import spread_after_use
 from .side_network import Climb, SideNetwork
+from .side_stream import Beside
 from .stream import Stream
 
 if TYPE_CHECKING:
@@ -28,14 +32,14 @@ def states_along(model: LadderModel, inputs: Inputs) -> tuple[torch.Tensor, torc
     storage = _stream(backbone, sides, inputs) if model.ladder_config.tap_storage == "stream" else None
     mask = _bool(inputs.get("attention_mask"))
     if encoder_side is None:
-        climb = Climb(model.side, mask, inputs.get("position_ids"), storage=storage)
+        climb = Beside(Climb(model.side, mask, inputs.get("position_ids"), storage=storage))
         output = backbone(visit=climb, **inputs)
         return climb.end(), output.last_hidden_state
-    climb = Climb(encoder_side, mask, storage=storage)
+    climb = Beside(Climb(encoder_side, mask, storage=storage))
     of_encoder, of_decoder = _halves(inputs)
     last = backbone.encode(visit=climb, **of_encoder).last_hidden_state
     decoder_mask = _bool(inputs.get("decoder_attention_mask"))
-    climb = Climb(model.side, decoder_mask, memory=climb.end(), memory_mask=mask, storage=storage)
+    climb = Beside(Climb(model.side, decoder_mask, memory=climb.end(), memory_mask=mask, storage=storage))
     output = backbone.decode(last, inputs.get("attention_mask"), visit=climb, **of_decoder)
     return climb.end(), output.last_hidden_state
 

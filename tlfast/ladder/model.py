@@ -258,7 +258,7 @@ class LadderModel(nn.Module):
 
     def _states(self, inputs: dict[str, Any], encoder_outputs: Any, past: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """What the head reads: the side network's output and the backbone's last hidden state."""
-        if torch.is_grad_enabled() and self.ladder_config.tap_storage != "keep":
+        if torch.is_grad_enabled() and (self.ladder_config.tap_storage != "keep" or self.calibrated.is_cuda):
             if past is None and encoder_outputs is None:
                 return states_along(self, inputs)
             if self.ladder_config.tap_storage == "stream":
