@@ -117,7 +117,7 @@ def test_pieces_are_all_tokens_once(lengths):
         )
 
 
-@pytest.mark.parametrize("family", ["llama", "t5-encoder", "gpt2"])
+@pytest.mark.parametrize("family", ["bert", "llama", "t5-encoder", "gpt2"])
 def test_in_pieces_as_whole(family, any_width, monkeypatch):
     backbone = tlfast.freeze(tiny(family))
     ids = torch.randint(3, 90, (9, 11))
@@ -125,6 +125,10 @@ def test_in_pieces_as_whole(family, any_width, monkeypatch):
     whole = backbone(**inputs_with(ids, mask))
     monkeypatch.setattr(packed, "_PIECE", 10)
     for ours, theirs in zip(outputs(backbone(**inputs_with(ids, mask))), outputs(whole), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=2e-5)
+    seen = []
+    last = backbone(**inputs_with(ids, mask), visit=seen.append).last_hidden_state
+    for ours, theirs in zip((*seen, last), (whole.embedding, *whole.taps, whole.last_hidden_state), strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=2e-5)
 
 

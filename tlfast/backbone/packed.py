@@ -48,7 +48,7 @@ class PackedStack:
         shared = any(isinstance(block.qkv, SharedWeight) for block in self.blocks)
         self.dtype = torch.float32 if shared else TOKENS
         self.table = self._at_once()
-        self._pieces: dict[tuple[int, ...], list[tuple[Table, tuple[int, ...]]]] = {}
+        self._tables: dict[tuple[int, ...], list[tuple[Table, tuple[int, ...]]]] = {}
 
     def run(
         self, x: torch.Tensor, sequences: Sequences, taps: tuple[int, ...]
@@ -57,9 +57,13 @@ class PackedStack:
         if self.table is not None and why_not_at_once(x, self.table, sequences.offsets.host) is None:
             places = sequences.offsets.host, taps, sequences.bias, sequences.rotation
             return packed_blocks(x, self.table, *places)
-        if self.dtype == torch.float32 and x.device.type == "cpu" and runs_eagerly(x):
+        if self._goes_in_pieces(x):
             return self._run_in_pieces(x, sequences, taps)
         return self.run_one_by_one(x, sequences, taps)
+
+    def _goes_in_pieces(self, x: torch.Tensor) -> bool:
+        """Whether some _PIECE tokens at a time are faster than all."""
+        return self.dtype == torch.float32 and x.device.type == "cpu" and runs_eagerly(x)
 
     def _run_in_pieces(
         self, x: torch.Tensor, sequences: Sequences, taps: tuple[int, ...]
@@ -73,11 +77,11 @@ class PackedStack:
         last = torch.empty_like(x) if ends_in is None else ends_in
         for tokens, piece in pieces:
 
-            def see(index: int, output: torch.Tensor, tokens: slice = tokens) -> None:
+            def see(index: int, output: list[torch.Tensor], tokens: slice = tokens) -> None:
                 if index in outputs:
-                    outputs[index][tokens] = output
+                    outputs[index][tokens] = output[0]
 
-            last[tokens] = self._one_by_one(x[tokens], piece, see)
+            last[tokens] = self._one_by_one([(x[tokens], piece)], see)[0]
         return [outputs[index] for index in taps], last
 
     def run_visiting(
@@ -85,7 +89,7 @@ class PackedStack:
     ) -> torch.Tensor:
         """The last hidden state; each tapped block's output is handed to `visit` as soon as it is there."""
         if self.table is None or why_not_at_once(x, self.table, sequences.offsets.host) is not None:
-            return self._one_by_one(x, sequences, lambda index, output: visit(output) if index in taps else None)
+            return self._visit_one_by_one(x, sequences, taps, visit)
         last = x
         for table, tapped in self._parts(taps):
             places = sequences.offsets.host, tapped, sequences.bias, sequences.rotation
@@ -94,18 +98,28 @@ class PackedStack:
                 visit(x)
         return last
 
+    def _visit_one_by_one(
+        self, x: torch.Tensor, sequences: Sequences, taps: tuple[int, ...], visit: Callable[[torch.Tensor], None]
+    ) -> torch.Tensor:
+        pieces = [(x, sequences)]
+        if self._goes_in_pieces(x):
+            pieces = [(x[tokens], piece) for tokens, piece in sequences.pieces(_PIECE)]
+        return _joined(
+            self._one_by_one(pieces, lambda index, outputs: visit(_joined(outputs)) if index in taps else None)
+        )
+
     def _parts(self, taps: tuple[int, ...]) -> list[tuple[Table, tuple[int, ...]]]:
-        """The table in pieces that end behind each tap, and which of a piece's blocks is the tap, if any."""
-        if taps not in self._pieces:
+        """Tables that end behind each tap, and which of a table's blocks is the tap, if any."""
+        if taps not in self._tables:
             assert self.table is not None
             blocks, norm, form = self.table.blocks, self.table.final_norm, self.table.form
             ends = sorted({*(tap + 1 for tap in taps), len(blocks)})
-            pieces: list[tuple[Table, tuple[int, ...]]] = []
+            tables: list[tuple[Table, tuple[int, ...]]] = []
             for start, end in itertools.pairwise([0, *ends]):
-                piece = Table(blocks[start:end], norm if end == len(blocks) else None, form)
-                pieces.append((piece, (end - start - 1,) if end - 1 in taps else ()))
-            self._pieces[taps] = pieces
-        return self._pieces[taps]
+                part = Table(blocks[start:end], norm if end == len(blocks) else None, form)
+                tables.append((part, (end - start - 1,) if end - 1 in taps else ()))
+            self._tables[taps] = tables
+        return self._tables[taps]
 
     def _at_once(self) -> Table | None:
         """The blocks as ops.packed_blocks takes them; None where they have more to them than it runs, or are faster
@@ -140,24 +154,33 @@ class PackedStack:
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """The same, an operation at a time."""
         outputs: dict[int, torch.Tensor] = {}
-        last = self._one_by_one(x, sequences, lambda index, x: outputs.update({index: x}) if index in taps else None)
+
+        def see(index: int, output: list[torch.Tensor]) -> None:
+            if index in taps:
+                outputs[index] = output[0]
+
+        (last,) = self._one_by_one([(x, sequences)], see)
         return [outputs[index] for index in taps], last
 
     def _one_by_one(
-        self, x: torch.Tensor, sequences: Sequences, see: Callable[[int, torch.Tensor], None]
-    ) -> torch.Tensor:
-        """The last hidden state; each block's index and output is shown to `see`."""
+        self, pieces: list[tuple[torch.Tensor, Sequences]], see: Callable[[int, list[torch.Tensor]], None]
+    ) -> list[torch.Tensor]:
+        """The last hidden states of pieces, which go through a block one after the other; each block's index and its
+        outputs are shown to `see`."""
         pre = self.spec.placement != "post"
-        normed = self.blocks[0].attention_norm(x)[1] if pre and self.blocks else x
+        first = self.blocks[0].attention_norm if pre and self.blocks else None
+        states = [(x, x if first is None else first(x)[1]) for x, _ in pieces]
         for index, block in enumerate(self.blocks):
-            if pre:
-                after = self.blocks[index + 1].attention_norm if index + 1 < len(self.blocks) else self.final_norm
-                x, normed = self._pre_norm(block, x, normed, sequences, after)
-            else:
-                x = self._post_norm(block, x, sequences)
-                normed = x
-            see(index, x)
-        return normed
+            after = self.blocks[index + 1].attention_norm if index + 1 < len(self.blocks) else self.final_norm
+            for place, (_, sequences) in enumerate(pieces):
+                x, normed = states[place]
+                if pre:
+                    states[place] = self._pre_norm(block, x, normed, sequences, after)
+                else:
+                    x = self._post_norm(block, x, sequences)
+                    states[place] = x, x
+            see(index, [x for x, _ in states])
+        return [normed for _, normed in states]
 
     def _post_norm(self, block: PackedBlock, x: torch.Tensor, sequences: Sequences) -> torch.Tensor:
         _, x = block.attention_norm(self._attend(block, x, sequences), x)
@@ -231,6 +254,10 @@ class PackedStack:
 
 def _linear(x: torch.Tensor, weight: Weight, activation: str = "none") -> torch.Tensor:
     return weight.linear(x, activation) if isinstance(weight, SharedWeight) else frozen_linear(x, weight, activation)
+
+
+def _joined(pieces: list[torch.Tensor]) -> torch.Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def _on_cpu(weight: Weight) -> bool:
