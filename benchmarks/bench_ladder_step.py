@@ -25,7 +25,7 @@ from benchmarks.peers import (
 )
 from tlfast.bench.measure import medians, timed_rounds
 
-ROUNDS = 9
+ROUNDS = 5
 LORAS = {
     "LoRA": "peft LoRA, bf16 autocast",
     "compiled LoRA": "peft LoRA, bf16 autocast, compiled",
