@@ -8,6 +8,7 @@ import sys
 import torch
 
 from tests.aot.compiling import POINTER, compile_kernel, report
+from tlfast.ops._triton import block_r
 from tlfast.ops.rung import triton as rung
 
 
@@ -15,7 +16,7 @@ def sources(width: int, h_dtype: torch.dtype, s_dtype: torch.dtype, precision: s
     """(name, kernel, pointer types by argument, constexprs, launch options) of each kernel at one width."""
     h, s = POINTER[h_dtype], POINTER[s_dtype]
     gates = {"alpha_ptr": "*fp32"}
-    shape = {"BLOCK_R": rung.block_r(width), "PER_CHANNEL": True}
+    shape = {"BLOCK_R": block_r(width), "PER_CHANNEL": True}
     size = h_dtype.itemsize
     yield (
         rung.rung_fwd_kernel,

@@ -243,11 +243,11 @@ def test_implementations():
 
 @interpreted
 def test_float32_products_follow_pytorchs_switch(monkeypatch):
-    from tlfast.ops.rung import triton
+    from tlfast.ops._triton import precision
 
-    assert triton._precision() == "ieee"
+    assert precision() == "ieee"
     monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision="tf32"))
-    assert triton._precision() == "tf32"
+    assert precision() == "tf32"
     for allowed, expected in ((True, "tf32"), (False, "ieee")):  # as before PyTorch 2.9
         monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=allowed))
-        assert triton._precision() == expected
+        assert precision() == expected

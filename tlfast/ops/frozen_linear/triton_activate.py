@@ -6,7 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .triton_tiles import activate, gate
+from .._triton import activate
+from .triton_tiles import gate
 
 _BLOCK = 1024
 

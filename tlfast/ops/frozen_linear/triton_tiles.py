@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 
+from .._triton import activate
+
 # Programs a launch aims at, the multiprocessors of a large GPU: smaller tiles are taken where larger ones are fewer.
 _PROGRAMS = 132
 # Rows of tiles that run together: a column of tiles reads their part of x again and again, from the L2 cache.
@@ -22,21 +24,6 @@ def tile(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr
     height = min(tiles_m - first, GROUP)
     inside = program % (GROUP * tiles_n)
     return (first + inside % height).to(tl.int64) * BLOCK_M, (inside // height).to(tl.int64) * BLOCK_N
-
-
-@triton.jit
-def activate(x, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "gelu":
-        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    elif ACTIVATION == "gelu_tanh":  # 0.5 (1 + tanh(u)) is sigmoid(2u)
-        x = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-    elif ACTIVATION == "quick_gelu":
-        x = x * tl.sigmoid(1.702 * x)
-    elif ACTIVATION == "silu":
-        x = x * tl.sigmoid(x)
-    elif ACTIVATION == "relu":
-        x = tl.where(x < 0.0, 0.0, x)  # not a maximum, which would hide NaN
-    return x
 
 
 @triton.jit

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from .._rows import as_rows
+from .._triton import block_r, precision
 
 # Programs a launch aims at, about two for each multiprocessor of a large GPU: more would only write more partial sums.
 _PROGRAMS = 264
@@ -126,11 +127,6 @@ def rung_bwd_weight_kernel(
     )
 
 
-def block_r(width: int) -> int:
-    """Channels a program covers: the side width rounded up to a power of two, at least a tensor core's 16."""
-    return max(16, triton.next_power_of_2(width))
-
-
 def forward_config(width: int, h_bytes: int) -> dict[str, int]:
     """Tile sizes for a side width and bytes an element of h: no spills, shared memory within the chip's limit."""
     covered = block_r(width)
@@ -170,14 +166,6 @@ def _two_level_rows(h: torch.Tensor) -> tuple[torch.Tensor, int, int, int]:
     return rows, max(rows.shape[0], 1), 0, rows.stride(0)
 
 
-def _precision() -> str:
-    # float32 products follow PyTorch's own switch; half-precision ones do not look at it
-    switch = torch.backends.cuda.matmul
-    if hasattr(switch, "fp32_precision"):  # since PyTorch 2.9, which refuses to read the older name beside it
-        return "tf32" if switch.fp32_precision == "tf32" else "ieee"
-    return "tf32" if switch.allow_tf32 else "ieee"
-
-
 def forward(
     h: torch.Tensor,
     s: torch.Tensor,
@@ -211,7 +199,7 @@ def forward(
         temperature,
         HAS_BIAS=bias is not None,
         PER_CHANNEL=alpha.numel() > 1,
-        PRECISION=_precision(),
+        PRECISION=precision(),
         BLOCK_R=block_r(width),
         **config,
     )
@@ -307,7 +295,7 @@ def _weight(g: torch.Tensor, h: torch.Tensor, alpha: torch.Tensor, temperature: 
             inner_stride,
             temperature,
             PER_CHANNEL=alpha.numel() > 1,
-            PRECISION=_precision(),
+            PRECISION=precision(),
             BLOCK_R=block_r(width),
             **config,
         )
