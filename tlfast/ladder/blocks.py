@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..backbone.parts import BlockSpec
-from ..ops import add_norm, dropout_add, prenorm
+from ..ops import add_norm, dropout_add, feed_forward, prenorm
 from ..ops._activations import ACTIVATIONS as OF_OPERATIONS
 from . import fused
 from .attention import Rotation, SideAttention, SideCrossAttention
@@ -50,21 +50,21 @@ def reduced(spec: BlockSpec, reduction: int, dropout: float | None = None) -> Bl
 
 
 class SideFeedForward(nn.Module):
-    """down(act(up x)), or down(act(gate x) * up x). forward(x): (B, S, R)."""
+    """down(act(up x)), or down(act(gate x) * up x), as `tlfast.ops.feed_forward` runs it. forward(x): (B, S, R)."""
 
     def __init__(self, spec: BlockSpec) -> None:
         super().__init__()
         if spec.activation not in ACTIVATIONS:
             raise ValueError(f"activation: {spec.activation!r} is not available; allowed: {', '.join(ACTIVATIONS)}")
         self.activation = ACTIVATIONS[spec.activation]
+        self.activation_name = fused.ACTIVATION_NAMES.get(spec.activation, spec.activation)
         self.up = nn.Linear(spec.width, spec.hidden, bias=spec.bias)
         self.gate = nn.Linear(spec.width, spec.hidden, bias=spec.bias) if spec.gated else None
         self.down = nn.Linear(spec.hidden, spec.width, bias=spec.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.gate is None:
-            return self.down(self.activation(self.up(x)))
-        return self.down(self.activation(self.gate(x)) * self.up(x))
+        weights = (parameter for layer in (self.up, self.down, self.gate) for parameter in fused.parameters_of(layer))
+        return feed_forward(x, *weights, activation=self.activation_name)
 
 
 class _Layer(NamedTuple):

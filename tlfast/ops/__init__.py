@@ -12,6 +12,8 @@ from .contrastive import contrastive_sigmoid, contrastive_softmax
 from .dropout import dropout
 from .dropout_add import IMPLEMENTATIONS as _DROPOUT_ADD
 from .dropout_add import dropout_add
+from .feed_forward import IMPLEMENTATIONS as _FEED_FORWARD
+from .feed_forward import feed_forward
 from .frozen_linear import IMPLEMENTATIONS as _FROZEN_LINEAR
 from .frozen_linear import FrozenWeight, frozen_linear
 from .hetero_aggregate import IMPLEMENTATIONS as _HETERO_AGGREGATE
@@ -48,6 +50,7 @@ __all__ = [
     "describe",
     "dropout",
     "dropout_add",
+    "feed_forward",
     "frozen_linear",
     "hetero_aggregate",
     "hmpnn_layer",
@@ -71,6 +74,7 @@ _IMPLEMENTATIONS = {
     "add_norm": _ADD_NORM,
     "prenorm": _ADD_NORM,
     "dropout_add": _DROPOUT_ADD,
+    "feed_forward": _FEED_FORWARD,
     "side_step": _SIDE_STEP,
     "side_block": _SIDE_BLOCK,
     "norm_tap": _NORM_TAP,

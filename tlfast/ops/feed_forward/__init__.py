@@ -1,0 +1,3 @@
+from .api import IMPLEMENTATIONS, feed_forward
+
+__all__ = ["IMPLEMENTATIONS", "feed_forward"]
