@@ -45,8 +45,8 @@ def feed_forward(
 
     Cost, for M rows, with n = 2 weights (3 gated): 2 n M R F flops and at least the bytes of x and y (2 M R) and of the
     weights (n R F) forward; 4 n M R F flops, and x, dy, dx (3 M R), the weights and their gradients (2 n R F) backward.
-    "triton" keeps x alone, so computes hidden channels twice more: (6 n + 2) M R F flops for dx and the weights'
-    gradients, in place of 4 n. The reference keeps M F numbers for each of the layers and products in between.
+    "triton" keeps x alone and computes hidden channels once more for dx, and again for the weights' gradients:
+    (8 n - 2) M R F flops backward. The reference keeps 2 M F numbers more (4 M F gated).
 
     Raises:
         ValueError: shapes, dtypes, devices or activation that do not fit; gate_bias without a gate; unknown impl.
@@ -58,8 +58,7 @@ def feed_forward(
     _check(x, up_weight, up_bias, down_weight, down_bias, gate_weight, gate_bias, activation)
     weights = (up_weight, up_bias, down_weight, down_bias, gate_weight, gate_bias)
     device_type = x.device.type
-    autocast = x.dtype != torch.float64 and not x.is_meta and torch.is_autocast_enabled(device_type)
-    dtype = torch.get_autocast_dtype(device_type) if autocast else x.dtype
+    dtype = torch.get_autocast_dtype(device_type) if _under_autocast(x) else x.dtype
 
     def refuses(name: str) -> str | None:
         if name == "reference":
@@ -78,6 +77,10 @@ def feed_forward(
     if _dispatch.runs_eagerly(x, *weights):
         return kernels().forward(x.to(dtype), *weights, activation)
     return FeedForward.apply(x.to(dtype), *weights, activation)
+
+
+def _under_autocast(x: torch.Tensor) -> bool:
+    return x.dtype != torch.float64 and not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def _check(
@@ -103,7 +106,7 @@ def _check(
         raise ValueError(f"x must be (..., {width}) as up_weight is {tuple(up_weight.shape)}, not {tuple(x.shape)}")
     if gate_bias is not None and gate_weight is None:
         raise ValueError("gate_bias is given without gate_weight: pass both, or neither")
-    autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
+    casts = _under_autocast(x)
     for name, tensor, shape in (
         ("up_weight", up_weight, (hidden, width)),
         ("up_bias", up_bias, (hidden,)),
@@ -122,7 +125,7 @@ def _check(
             raise ValueError(
                 f"{name} must be {shape} as up_weight is {tuple(up_weight.shape)}, not {tuple(tensor.shape)}"
             )
-        if tensor.dtype != x.dtype and not autocast:
+        if tensor.dtype != x.dtype and not casts:
             raise ValueError(
                 f"{name} must be {x.dtype} as x is, not {tensor.dtype}: use {name}.to({x.dtype}), or torch.autocast"
             )
