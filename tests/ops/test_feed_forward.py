@@ -65,6 +65,8 @@ def test_the_widest_side():
     assert_accurate(cases((40,), 256, 40), "triton")
     with pytest.raises(RuntimeError, match="R up to 256, not 257"):
         feed_forward(*make((2,), 257, 8), impl="triton")
+    with pytest.raises(RuntimeError, match="R up to 128, not 129"):
+        feed_forward(*make((2,), 129, 8, gated=True), impl="triton")
 
 
 @interpreted

@@ -11,7 +11,7 @@ from .autograd import FeedForward, kernels
 
 IMPLEMENTATIONS = ("reference", "triton")
 
-_TRITON_WIDTH = 256
+_TRITON_WIDTH, _TRITON_WIDTH_GATED_FP32 = 256, 128
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -35,7 +35,8 @@ def feed_forward(
         down_weight: (R, F).
         up_bias, gate_bias: (F,) or None; down_bias: (R,) or None.
         activation: "gelu", "gelu_tanh", "quick_gelu", "relu" or "silu".
-        impl: "auto", "reference" or "triton" (GPU, R up to 256). A named one runs or raises, it never falls back.
+        impl: "auto", "reference" or "triton" (GPU, R up to 256, gated in float32 up to 128). A named one runs or
+            raises, it never falls back.
 
     Returns:
         (..., R) in the dtype of x, which the weights share; under autocast x and the weights are first cast to
@@ -67,8 +68,9 @@ def feed_forward(
             return f"it takes float32, bfloat16 and float16, not {dtype}; use impl='reference'"
         if dtype == torch.bfloat16 and _dispatch.TRITON_INTERPRETED:
             return "Triton's interpreter computes bfloat16 wrongly; unset TRITON_INTERPRET or use float32"
-        if x.shape[-1] > _TRITON_WIDTH:
-            return f"its programs hold a row, R up to {_TRITON_WIDTH}, not {x.shape[-1]}; use impl='reference'"
+        most = _TRITON_WIDTH_GATED_FP32 if gate_weight is not None and dtype == torch.float32 else _TRITON_WIDTH
+        if x.shape[-1] > most:
+            return f"its programs hold a row, R up to {most}, not {x.shape[-1]}; use impl='reference'"
         return None
 
     chosen = _dispatch.choose("feed_forward", impl, IMPLEMENTATIONS, device_type, refuses)

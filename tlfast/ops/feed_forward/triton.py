@@ -173,12 +173,13 @@ def forward_config(width: int, itemsize: int, gated: bool) -> dict[str, int]:
 
 
 def backward_config(width: int, itemsize: int, gated: bool) -> dict[str, int]:
-    """The same for the gradient of x; x and dy of a wide side take half of the registers."""
+    """The same for the gradient of x; x and dy of a wide side take half of the registers. Tiles that none of the
+    compiled chips spills are few, and no larger one is among them."""
     if itemsize == 4:
-        return _tile(16 if width > 128 else 32, 32)
+        return _tile(16, 16) if width <= 128 else _tile(32, 32)
     if gated:
-        return _tile(16, 32) if width > 128 else _tile(32, 32)
-    return _tile(32, 32) if width > 128 else _tile(64, 32)
+        return _tile(32, 32) if width <= 128 else _tile(16, 32)
+    return _tile(64, 32) if width <= 64 else _tile(32, 32)
 
 
 def weight_config(width: int, itemsize: int, gated: bool) -> dict[str, int]:
