@@ -19,7 +19,7 @@ from . import fused
 from .attention import Rotation, SideAttention, SideCrossAttention
 
 _TRANSFORMERS_NAMES = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish")
-ACTIVATIONS = {name: OF_OPERATIONS[fused.ACTIVATION_NAMES.get(name, name)] for name in _TRANSFORMERS_NAMES}
+ACTIVATIONS = {name: OF_OPERATIONS[fused.operation_name(name)] for name in _TRANSFORMERS_NAMES}
 
 
 def reduced(spec: BlockSpec, reduction: int, dropout: float | None = None) -> BlockSpec:
@@ -57,7 +57,7 @@ class SideFeedForward(nn.Module):
         if spec.activation not in ACTIVATIONS:
             raise ValueError(f"activation: {spec.activation!r} is not available; allowed: {', '.join(ACTIVATIONS)}")
         self.activation = ACTIVATIONS[spec.activation]
-        self.activation_name = fused.ACTIVATION_NAMES.get(spec.activation, spec.activation)
+        self.activation_name = fused.operation_name(spec.activation)
         self.up = nn.Linear(spec.width, spec.hidden, bias=spec.bias)
         self.gate = nn.Linear(spec.width, spec.hidden, bias=spec.bias) if spec.gated else None
         self.down = nn.Linear(spec.hidden, spec.width, bias=spec.bias)

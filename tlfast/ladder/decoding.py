@@ -10,7 +10,7 @@ from ..ops.side_step import StepSettings, StepWeights, side_step
 from .attention import Rotation
 from .blocks import SideBlock
 from .cache import Slot
-from .fused import ACTIVATION_NAMES, parameters_of
+from .fused import operation_name, parameters_of
 from .rung import Rung
 
 
@@ -54,7 +54,7 @@ def _settings(block: SideBlock, rung: Rung) -> StepSettings:
         spec.head_dim,
         spec.placement,
         spec.norm,
-        ACTIVATION_NAMES.get(spec.activation, spec.activation),
+        operation_name(spec.activation),
         spec.eps,
         spec.head_dim**-0.5 if spec.scale is None else spec.scale,
         rung.temperature,

@@ -10,8 +10,8 @@ from ..backbone.parts import BlockSpec
 from ..ops._dispatch import MISSING
 from ..ops.side_block import PLACEMENTS, BlockSettings, BlockWeights, side_block
 
-# What operations call an activation that transformers calls otherwise.
-ACTIVATION_NAMES = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
+# Of those that transformers calls otherwise.
+_ACTIVATION_NAMES = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
 
 # Fewer and longer sequences than these are better shared out by heads and rows, as the modules' operations do.
 _FEW_SEQUENCES, _LONG = 4, 512
@@ -61,7 +61,7 @@ def run(block: Any, x: torch.Tensor, key_mask: torch.Tensor | None, seeds: torch
         spec.heads,
         spec.placement,
         spec.norm,
-        ACTIVATION_NAMES.get(spec.activation, spec.activation),
+        operation_name(spec.activation),
         spec.causal,
         spec.eps,
         spec.head_dim**-0.5 if spec.scale is None else spec.scale,
@@ -77,6 +77,11 @@ def weights_of(block: Any) -> BlockWeights:
     attention, mlp = block.attention, block.feed_forward
     layers = (block.attention_norm, attention.qkv, attention.output, block.feed_forward_norm, mlp.up, mlp.down)
     return BlockWeights(*(parameter for layer in layers for parameter in parameters_of(layer)))
+
+
+def operation_name(activation: str) -> str:
+    """What operations call an activation of transformers."""
+    return _ACTIVATION_NAMES.get(activation, activation)
 
 
 def parameters_of(module: Any) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ from .. import _dispatch
 from .._activations import ACTIVATIONS
 from . import reference
 from .autograd import FeedForward, kernels
+from .weights import Weights
 
 IMPLEMENTATIONS = ("reference", "triton")
 
@@ -56,8 +57,8 @@ def feed_forward(
     Source: Vaswani et al., "Attention Is All You Need", 2017 (arXiv 1706.03762), section 3.3; gated: Shazeer, "GLU
     Variants Improve Transformer", 2020 (arXiv 2002.05202), equation 6.
     """
-    _check(x, up_weight, up_bias, down_weight, down_bias, gate_weight, gate_bias, activation)
-    weights = (up_weight, up_bias, down_weight, down_bias, gate_weight, gate_bias)
+    weights = Weights(up_weight, up_bias, down_weight, down_bias, gate_weight, gate_bias)
+    _check(x, weights, activation)
     device_type = x.device.type
     dtype = torch.get_autocast_dtype(device_type) if _under_autocast(x) else x.dtype
 
@@ -75,48 +76,33 @@ def feed_forward(
 
     chosen = _dispatch.choose("feed_forward", impl, IMPLEMENTATIONS, device_type, refuses)
     if chosen == "reference":
-        return reference.feed_forward(x, *weights, activation)
+        return reference.feed_forward(x, weights, activation)
     if _dispatch.runs_eagerly(x, *weights):
-        return kernels().forward(x.to(dtype), *weights, activation)
-    return FeedForward.apply(x.to(dtype), *weights, activation)
+        return kernels().forward(x.to(dtype), weights, activation)
+    return FeedForward.apply(x.to(dtype), activation, *weights)
 
 
 def _under_autocast(x: torch.Tensor) -> bool:
     return x.dtype != torch.float64 and not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
-def _check(
-    x: torch.Tensor,
-    up_weight: torch.Tensor,
-    up_bias: torch.Tensor | None,
-    down_weight: torch.Tensor,
-    down_bias: torch.Tensor | None,
-    gate_weight: torch.Tensor | None,
-    gate_bias: torch.Tensor | None,
-    activation: str,
-) -> None:
+def _check(x: torch.Tensor, w: Weights, activation: str) -> None:
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {tuple(ACTIVATIONS)}, not {activation!r}")
-    for name, required in (("x", x), ("up_weight", up_weight), ("down_weight", down_weight)):
+    for name, required in (("x", x), ("up_weight", w.up_weight), ("down_weight", w.down_weight)):
         if not isinstance(required, torch.Tensor) or not required.is_floating_point():
             given = required.dtype if isinstance(required, torch.Tensor) else type(required).__name__
             raise ValueError(f"{name} must be a floating-point tensor, not {given}")
-    if up_weight.dim() != 2:
-        raise ValueError(f"up_weight must be (F, R), not of shape {tuple(up_weight.shape)}")
-    hidden, width = up_weight.shape
+    if w.up_weight.dim() != 2:
+        raise ValueError(f"up_weight must be (F, R), not of shape {tuple(w.up_weight.shape)}")
+    hidden, width = w.up_weight.shape
     if x.dim() < 1 or x.shape[-1] != width:
-        raise ValueError(f"x must be (..., {width}) as up_weight is {tuple(up_weight.shape)}, not {tuple(x.shape)}")
-    if gate_bias is not None and gate_weight is None:
+        raise ValueError(f"x must be (..., {width}) as up_weight is {tuple(w.up_weight.shape)}, not {tuple(x.shape)}")
+    if w.gate_bias is not None and w.gate_weight is None:
         raise ValueError("gate_bias is given without gate_weight: pass both, or neither")
     casts = _under_autocast(x)
-    for name, tensor, shape in (
-        ("up_weight", up_weight, (hidden, width)),
-        ("up_bias", up_bias, (hidden,)),
-        ("down_weight", down_weight, (width, hidden)),
-        ("down_bias", down_bias, (width,)),
-        ("gate_weight", gate_weight, (hidden, width)),
-        ("gate_bias", gate_bias, (hidden,)),
-    ):
+    shapes = (hidden, width), (hidden,), (width, hidden), (width,), (hidden, width), (hidden,)  # in their order
+    for name, tensor, shape in zip(Weights._fields, w, shapes, strict=True):
         if tensor is None:
             continue
         if not isinstance(tensor, torch.Tensor):
@@ -125,7 +111,7 @@ def _check(
             raise ValueError(f"{name} is on {tensor.device} and x on {x.device}: move them to one device")
         if tensor.shape != shape:
             raise ValueError(
-                f"{name} must be {shape} as up_weight is {tuple(up_weight.shape)}, not {tuple(tensor.shape)}"
+                f"{name} must be {shape} as up_weight is {tuple(w.up_weight.shape)}, not {tuple(tensor.shape)}"
             )
         if tensor.dtype != x.dtype and not casts:
             raise ValueError(

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .weights import Weights
+
 _WEIGHTS = (
     "Tensor up_weight, Tensor? up_bias, Tensor down_weight, Tensor? down_bias, Tensor? gate_weight, Tensor? gate_bias"
 )
@@ -34,7 +36,8 @@ def kernels() -> ModuleType:
 
 @torch.library.impl("tlfast::feed_forward_fwd", ("cpu", "cuda"))
 def _forward(x: torch.Tensor, *weights_and_activation: Any) -> torch.Tensor:
-    return kernels().forward(x, *weights_and_activation)
+    *weights, activation = weights_and_activation
+    return kernels().forward(x, Weights(*weights), activation)
 
 
 @torch.library.register_fake("tlfast::feed_forward_fwd")
@@ -43,28 +46,17 @@ def _forward_fake(x: torch.Tensor, *weights_and_activation: Any) -> torch.Tensor
 
 
 @torch.library.impl("tlfast::feed_forward_bwd", ("cpu", "cuda"))
-def _backward(dy: torch.Tensor, *others: Any) -> tuple[torch.Tensor, ...]:
-    grads = kernels().backward(dy, *others)
+def _backward(dy: torch.Tensor, x: torch.Tensor, *others: Any) -> tuple[torch.Tensor, ...]:
+    *weights, activation, need_dx, need_dweights = others
+    grads = kernels().backward(dy, x, Weights(*weights), activation, need_dx, need_dweights)
     # an operator cannot return None: what was not wanted is an empty tensor
     return tuple(dy.new_empty(0) if grad is None else grad for grad in grads)
 
 
 @torch.library.register_fake("tlfast::feed_forward_bwd")
-def _backward_fake(
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    up_weight: torch.Tensor,
-    up_bias: torch.Tensor | None,
-    down_weight: torch.Tensor,
-    down_bias: torch.Tensor | None,
-    gate_weight: torch.Tensor | None,
-    gate_bias: torch.Tensor | None,
-    activation: str,
-    need_dx: bool,
-    need_dweights: bool,
-) -> tuple[torch.Tensor, ...]:
+def _backward_fake(dy: torch.Tensor, x: torch.Tensor, *others: Any) -> tuple[torch.Tensor, ...]:
+    *weights, _activation, need_dx, need_dweights = others
     dx = dy.new_empty(dy.shape if need_dx else 0)
-    weights = (up_weight, up_bias, down_weight, down_bias, gate_weight, gate_bias)
     return dx, *(
         dy.new_empty(0) if weight is None or not need_dweights else dy.new_empty(weight.shape, dtype=torch.float32)
         for weight in weights
@@ -75,18 +67,7 @@ class FeedForward(torch.autograd.Function):
     """Keeps x and the weights, which exist anyway: what lies between the layers is computed once more."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        up_weight: torch.Tensor,
-        up_bias: torch.Tensor | None,
-        down_weight: torch.Tensor,
-        down_bias: torch.Tensor | None,
-        gate_weight: torch.Tensor | None,
-        gate_bias: torch.Tensor | None,
-        activation: str,
-    ) -> torch.Tensor:
-        weights = (up_weight, up_bias, down_weight, down_bias, gate_weight, gate_bias)
+    def forward(ctx: Any, x: torch.Tensor, activation: str, *weights: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(x, *weights)
         ctx.activation = activation
         return torch.ops.tlfast.feed_forward_fwd.default(x, *weights, activation)
@@ -95,7 +76,7 @@ class FeedForward(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
-        need_dx, *wanted = ctx.needs_input_grad[:-1]
+        need_dx, _, *wanted = ctx.needs_input_grad
         dx, *grads = torch.ops.tlfast.feed_forward_bwd.default(dy, x, *weights, ctx.activation, need_dx, any(wanted))
         found = zip(wanted, grads, weights, strict=True)
-        return dx if need_dx else None, *(grad.to(w.dtype) if needed else None for needed, grad, w in found), None
+        return dx if need_dx else None, None, *(grad.to(w.dtype) if needed else None for needed, grad, w in found)

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from .._rows import as_rows
 from .._triton import activate, block_r, precision, slope
+from .weights import Weights
 
 # Programs the weights' gradient aims at, one for each multiprocessor of a large GPU: each writes a whole partial sum.
 _PROGRAMS = 132
@@ -193,32 +194,23 @@ def _tile(rows: int, hidden: int) -> dict[str, int]:
     return {"BLOCK_M": rows, "BLOCK_F": hidden, "num_warps": 8, "num_stages": 2}
 
 
-def forward(
-    x: torch.Tensor,
-    up_weight: torch.Tensor,
-    up_bias: torch.Tensor | None,
-    down_weight: torch.Tensor,
-    down_bias: torch.Tensor | None,
-    gate_weight: torch.Tensor | None,
-    gate_bias: torch.Tensor | None,
-    activation: str,
-) -> torch.Tensor:
+def forward(x: torch.Tensor, weights: Weights, activation: str) -> torch.Tensor:
     x_rows = as_rows(x)
     count, width = x_rows.shape
     y = torch.empty(x_rows.shape, dtype=x.dtype, device=x.device)
     if y.numel():
-        config = forward_config(width, x.element_size(), gate_weight is not None)
+        config = forward_config(width, x.element_size(), weights.gate_weight is not None)
         feed_forward_fwd_kernel[(triton.cdiv(count, config["BLOCK_M"]),)](
             x_rows,
-            *_as_operands(x.dtype, up_weight, up_bias, gate_weight, gate_bias, down_weight),
-            down_bias,
+            *_as_operands(x.dtype, weights),
+            weights.down_bias,
             y,
             count,
             width,
-            up_weight.shape[0],
+            weights.up_weight.shape[0],
             x_rows.stride(0),
-            HAS_DOWN_BIAS=down_bias is not None,
-            **_options(up_bias, gate_weight, gate_bias, activation),
+            HAS_DOWN_BIAS=weights.down_bias is not None,
+            **_options(weights, activation),
             BLOCK_R=block_r(width),
             **config,
         )
@@ -228,40 +220,32 @@ def forward(
 def backward(
     dy: torch.Tensor,
     x: torch.Tensor,
-    up_weight: torch.Tensor,
-    up_bias: torch.Tensor | None,
-    down_weight: torch.Tensor,
-    down_bias: torch.Tensor | None,
-    gate_weight: torch.Tensor | None,
-    gate_bias: torch.Tensor | None,
+    weights: Weights,
     activation: str,
     need_dx: bool,
     need_dweights: bool,
 ) -> tuple[torch.Tensor | None, ...]:
     """dx in the dtype of x, and in float32 what each weight and bias gets; None for those that are not wanted."""
-    operands = _as_operands(x.dtype, up_weight, up_bias, gate_weight, gate_bias, down_weight)
-    options = _options(up_bias, gate_weight, gate_bias, activation)
+    operands, options = _as_operands(x.dtype, weights), _options(weights, activation)
     dy_rows, x_rows = as_rows(dy), as_rows(x)
     dx = _inputs(dy_rows, x_rows, operands, options).view(x.shape) if need_dx else None
     if not need_dweights:
         return dx, *(None,) * 6
-    weights = (up_weight, up_bias, down_weight, down_bias, gate_weight, gate_bias)
     grads = _weights(dy_rows, x_rows, operands, options)
     return dx, *(None if weight is None else grad for weight, grad in zip(weights, grads, strict=True))
 
 
-def _as_operands(dtype: torch.dtype, *weights: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    """Matrices densely in the dtype of x; biases as they are."""
-    return tuple(w.to(dtype).contiguous() if w is not None and w.dim() == 2 else w for w in weights)
+def _as_operands(dtype: torch.dtype, w: Weights) -> tuple[torch.Tensor | None, ...]:
+    """What all kernels read, in their order: matrices densely in the dtype of x, biases as they are."""
+    read = (w.up_weight, w.up_bias, w.gate_weight, w.gate_bias, w.down_weight)
+    return tuple(x.to(dtype).contiguous() if x is not None and x.dim() == 2 else x for x in read)
 
 
-def _options(
-    up_bias: torch.Tensor | None, gate_weight: torch.Tensor | None, gate_bias: torch.Tensor | None, activation: str
-) -> dict[str, Any]:
+def _options(w: Weights, activation: str) -> dict[str, Any]:
     return {
-        "HAS_UP_BIAS": up_bias is not None,
-        "HAS_GATE_BIAS": gate_bias is not None,
-        "GATED": gate_weight is not None,
+        "HAS_UP_BIAS": w.up_bias is not None,
+        "HAS_GATE_BIAS": w.gate_bias is not None,
+        "GATED": w.gate_weight is not None,
         "ACTIVATION": activation,
         "PRECISION": precision(),
     }

@@ -13,7 +13,7 @@ struct Bundle {
   int64_t first, end, rows;
 };
 
-// Rows of a bundle where they lie in the batch, with `number` for the row behind each.
+// Rows of a bundle where they lie in the batch: `numbers` says which row there each is.
 struct BatchRows {
   float *data;
   int64_t stride;
