@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-WIDTHS = (48, 96, 256)
-KERNELS = {"feed_forward_fwd_kernel", "feed_forward_bwd_kernel", "feed_forward_bwd_weight_kernel"}
+HIDDEN = (192, 896)
+KERNELS = {"feed_forward_fwd_kernel", "feed_forward_bwd_kernel"}
 
 
 def test_compiles_without_spills(compiled_kernels):
-    rows = compiled_kernels("compile_feed_forward", *WIDTHS)
-    cases = {(row["kernel"], row["width"], row["gated"]) for row in rows}
-    assert cases == {(kernel, width, gated) for kernel in KERNELS for width in WIDTHS for gated in (False, True)}
+    rows = compiled_kernels("compile_feed_forward", *HIDDEN)
+    cases = {(row["kernel"], row["hidden"], row["gated"]) for row in rows}
+    assert cases == {(kernel, hidden, gated) for kernel in KERNELS for hidden in HIDDEN for gated in (False, True)}

@@ -61,26 +61,9 @@ def test_activations(activation, gated, bias):
 
 
 @interpreted
-def test_the_widest_side():
-    assert_accurate(cases((40,), 256, 40), "triton")
-    with pytest.raises(RuntimeError, match="R up to 256, not 257"):
-        feed_forward(*make((2,), 257, 8), impl="triton")
-    with pytest.raises(RuntimeError, match="R up to 128, not 129"):
-        feed_forward(*make((2,), 129, 8, gated=True), impl="triton")
-
-
-@interpreted
-def test_many_rows_are_split(monkeypatch):
-    from tlfast.ops.feed_forward import triton
-
-    assert_accurate(cases((300,), 16, 20), "triton")
-    inputs = make((300,), 16, 20)
-    first, second = run(inputs, "triton"), run(inputs, "triton")
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    monkeypatch.setattr(triton, "_PROGRAMS", 1)
-    whole = run(inputs, "triton")
-    assert not torch.equal(whole["dup_weight"], first["dup_weight"])  # it was split before
-    torch.testing.assert_close(whole["dup_weight"], first["dup_weight"], rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("gated", [True, False])
+def test_more_hidden_channels_than_a_tile(gated):
+    assert_accurate(cases((5,), 20, 1100, gated=gated), "triton")
 
 
 @interpreted

@@ -1,4 +1,4 @@
-"""The feed-forward on a GPU: Triton kernels against float64, within PyTorch's own error there."""
+"""The feed-forward on a GPU: products and the kernels between them against float64, within PyTorch's own error."""
 
 from __future__ import annotations
 
@@ -82,15 +82,6 @@ def test_compiles_into_one_graph():
     eager = torch.autograd.grad(torch.tanh(feed_forward(*inputs, impl="reference")).sum(), inputs)
     for a, b in zip(ours, eager, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-
-
-def test_forward_allocates_only_its_output():
-    inputs = make((8, 512), 96, 384, torch.bfloat16, device="cuda")
-    feed_forward(*inputs, impl="triton")
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    y = feed_forward(*inputs, impl="triton")
-    assert torch.cuda.max_memory_allocated() - before == y.numel() * y.element_size()
 
 
 def test_auto_takes_triton():

@@ -12,7 +12,6 @@ from .weights import Weights
 
 IMPLEMENTATIONS = ("reference", "triton")
 
-_TRITON_WIDTH, _TRITON_WIDTH_GATED_FP32 = 256, 128
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -36,19 +35,18 @@ def feed_forward(
         down_weight: (R, F).
         up_bias, gate_bias: (F,) or None; down_bias: (R,) or None.
         activation: "gelu", "gelu_tanh", "quick_gelu", "relu" or "silu".
-        impl: "auto", "reference" or "triton" (GPU, R up to 256, gated in float32 up to 128). A named one runs or
-            raises, it never falls back.
+        impl: "auto", "reference" or "triton" (GPU). A named one runs or raises, it never falls back.
 
     Returns:
         (..., R) in the dtype of x, which the weights share; under autocast x and the weights are first cast to
-        autocast's dtype. "triton" accumulates, adds biases and activates in float32, and rounds once what the second
-        layer reads. Gradients reach all that is given, once (no double backward, except with impl="reference"). Kernels
-        take float32, bfloat16 and float16; float64 runs on the reference alone.
+        autocast's dtype. "triton" adds biases, activates and gates in float32 what the first layer's product gives, and
+        rounds once what the second layer reads. Gradients reach all that is given, once (no double backward, except
+        with impl="reference"). Kernels take float32, bfloat16 and float16; float64 runs on the reference alone.
 
     Cost, for M rows, with n = 2 weights (3 gated): 2 n M R F flops and at least the bytes of x and y (2 M R) and of the
     weights (n R F) forward; 4 n M R F flops, and x, dy, dx (3 M R), the weights and their gradients (2 n R F) backward.
-    "triton" keeps x alone and computes hidden channels once more for dx, and again for the weights' gradients:
-    (8 n - 2) M R F flops backward. The reference keeps 2 M F numbers more (4 M F gated).
+    "triton" keeps x alone and computes hidden channels once more, 2 (n - 1) M R F flops; while it runs, n M F numbers
+    exist. The reference keeps 2 M F numbers more (4 M F gated).
 
     Raises:
         ValueError: shapes, dtypes, devices or activation that do not fit; gate_bias without a gate; unknown impl.
@@ -69,9 +67,6 @@ def feed_forward(
             return f"it takes float32, bfloat16 and float16, not {dtype}; use impl='reference'"
         if dtype == torch.bfloat16 and _dispatch.TRITON_INTERPRETED:
             return "Triton's interpreter computes bfloat16 wrongly; unset TRITON_INTERPRET or use float32"
-        most = _TRITON_WIDTH_GATED_FP32 if gate_weight is not None and dtype == torch.float32 else _TRITON_WIDTH
-        if x.shape[-1] > most:
-            return f"its programs hold a row, R up to {most}, not {x.shape[-1]}; use impl='reference'"
         return None
 
     chosen = _dispatch.choose("feed_forward", impl, IMPLEMENTATIONS, device_type, refuses)
