@@ -195,7 +195,7 @@ def rotations(model: Model) -> Iterator[Launch]:
     if not model.gated:
         return
     heads, half = model.width // 128, 64
-    config = triton_rotate.config(heads, half)
+    config = {**triton_rotate.config(heads, half), "BACK": False}
     yield Launch(
         triton_rotate.rotate_fwd_kernel,
         f"{model.tokens} x {heads} x {2 * half}",

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..backbone.parts import BlockSpec
 from ..ops import attention
+from ..ops.rotation import rotated
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, (B or 1, S, 1, head_dim)
 
@@ -44,12 +45,14 @@ class SideAttention(nn.Module):
     ) -> torch.Tensor:
         spec = self.spec
         heads = self.qkv(x).view(*x.shape[:-1], spec.heads + 2 * spec.kv_heads, spec.head_dim)
-        q, k, v = heads.split((spec.heads, spec.kv_heads, spec.kv_heads), dim=-2)
+        both, v = heads.split((spec.heads + spec.kv_heads, spec.kv_heads), dim=-2)
         if self.query_norm is not None and self.key_norm is not None:
-            q, k = self.query_norm(q), self.key_norm(k)
+            q, k = both.split((spec.heads, spec.kv_heads), dim=-2)
+            # under autocast norms compute in float32
+            both = torch.cat((self.query_norm(q), self.key_norm(k)), dim=-2).to(v.dtype)
         if rotation is not None:
-            q, k = _rotated(q, rotation), _rotated(k, rotation)
-        q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast norms and rotation compute in float32
+            both = rotated(both, *rotation)
+        q, k = both.split((spec.heads, spec.kv_heads), dim=-2)
         if cache is not None:
             k, v = cache.extend(k, v)
         attended = attention(
@@ -105,12 +108,6 @@ def rotation_of(inverse_frequencies: torch.Tensor, positions: torch.Tensor, scal
     angles = positions[..., None].float() * inverse_frequencies
     both = torch.cat((angles, angles), dim=-1)[..., None, :]
     return both.cos() * scaling, both.sin() * scaling
-
-
-def _rotated(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-    cosines, sines = rotation
-    first, second = x.chunk(2, dim=-1)
-    return x * cosines + torch.cat((-second, first), dim=-1) * sines
 
 
 def _for_each_head(x: torch.Tensor, spec: BlockSpec) -> torch.Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -17,6 +18,7 @@ from ..ops import add_norm, dropout_add, feed_forward, prenorm
 from ..ops._activations import ACTIVATIONS as OF_OPERATIONS
 from . import fused
 from .attention import Rotation, SideAttention, SideCrossAttention
+from .graphs import BlockGraphs, Named
 
 _TRANSFORMERS_NAMES = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish")
 ACTIVATIONS = {name: OF_OPERATIONS[fused.operation_name(name)] for name in _TRANSFORMERS_NAMES}
@@ -88,8 +90,8 @@ class SideBlock(nn.Module):
     On a CPU, in float32 or under autocast in bfloat16, it is one operation where `fused.why_not` has nothing against
     it, and keeps x, the heads' output and, with norms behind the layers, one sum of width R, beside a few numbers a
     row. Otherwise it keeps x, and what other blocks read too (memory, bias, rotation, masks), and computes the rest
-    once more in its backward pass, with the same dropout; with a cache, as in decoding, everything is kept. The
-    attention map exists in neither pass.
+    once more in its backward pass, with the same dropout, on a GPU as CUDA graphs once a shape recurs (graphs.py); with
+    a cache, as in decoding, everything is kept. The attention map exists in neither pass.
     What stands behind the last token of key_mask is without meaning, zeros as one operation.
     Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.1, for norms behind the layers; Xiong et al. 2020 (arXiv
     2002.04745) for norms before them.
@@ -98,6 +100,7 @@ class SideBlock(nn.Module):
     def __init__(self, spec: BlockSpec, memory_width: int | None = None) -> None:
         super().__init__()
         self.spec = spec
+        self.graphs = BlockGraphs()  # a side network gives all its blocks the same
         self.attention = SideAttention(spec)
         self.attention_norm = _norm(spec)
         self.cross_attention = SideCrossAttention(spec, memory_width or spec.width) if spec.cross else None
@@ -136,6 +139,10 @@ class SideBlock(nn.Module):
         }
         if fused.why_not(self, x, others) is None:
             return fused.run(self, x, key_mask, drawn)
+        if torch.is_grad_enabled() and cache is None:
+            found = self.graphs.run(self, _computed, _named(x, key_mask, bias, rotation, memory, memory_mask), drawn)
+            if found is not None:
+                return found
         seeds = (None,) * count if drawn is None else drawn.unbind()
         arguments = (x, seeds, key_mask, bias, rotation, memory, memory_mask, cache, memory_cache)
         if not torch.is_grad_enabled() or cache is not None:
@@ -188,7 +195,7 @@ class SideBlock(nn.Module):
     def _pre_norm(self, x: torch.Tensor, layers: list[_Layer]) -> torch.Tensor:
         """x = x + layer(norm(x)); a layer's sum and the next one's norm are one operation."""
         settings = self._settings()
-        y = layers[0].norm(x)
+        y = _normed(x, layers[0].norm)
         for layer, following in itertools.pairwise(layers):
             norm = following.norm
             x, y = prenorm(layer(y), x, norm.weight, _bias(norm), seed=layer.seed, **settings)
@@ -199,10 +206,46 @@ class SideBlock(nn.Module):
         return {"eps": self.spec.eps, "norm": self.spec.norm, "dropout_p": dropout_p}
 
 
+def _named(
+    x: torch.Tensor,
+    key_mask: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    rotation: Rotation | None,
+    memory: torch.Tensor | None,
+    memory_mask: torch.Tensor | None,
+) -> Named:
+    """What a block reads but for its weights, as `_computed` takes it."""
+    cosines, sines = (None, None) if rotation is None else rotation
+    given = {
+        "x": x,
+        "key_mask": key_mask,
+        "bias": bias,
+        "cosines": cosines,
+        "sines": sines,
+        "memory": memory,
+        "memory_mask": memory_mask,
+    }
+    return {name: tensor for name, tensor in given.items() if tensor is not None}
+
+
+def _computed(block: Any, inputs: Named, drawn: torch.Tensor | None) -> torch.Tensor:
+    """A block's output, everything kept for its backward pass."""
+    rotation = (inputs["cosines"], inputs["sines"]) if "cosines" in inputs else None
+    seeds = (None,) * 5 if drawn is None else drawn.unbind()
+    others = (inputs.get(name) for name in ("memory", "memory_mask"))
+    return block._compute(inputs["x"], seeds, inputs.get("key_mask"), inputs.get("bias"), rotation, *others, None, None)
+
+
 def _norm(spec: BlockSpec) -> nn.Module:
     if spec.norm == "rms":
         return nn.RMSNorm(spec.width, eps=spec.eps)
     return nn.LayerNorm(spec.width, eps=spec.eps)
+
+
+def _normed(x: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+    if isinstance(norm, nn.RMSNorm) and norm.weight.dtype != x.dtype:  # under autocast; PyTorch fuses it in one dtype
+        return F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
+    return norm(x)
 
 
 def _bias(norm: Any) -> torch.Tensor | None:

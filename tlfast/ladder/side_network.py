@@ -15,6 +15,7 @@ from .blocks import SideBlock, reduced
 from .cache import SideCache
 from .config import LadderConfig
 from .decoding import step
+from .graphs import share_graphs
 from .rung import Entrance, Rung
 from .tap_storage import Int8, Keep, Offload
 
@@ -43,6 +44,7 @@ class SideNetwork(nn.Module):
             Rung(spec.width, side.width, config.gate_temperature, config.gate, tap_dim) for _ in range(count)
         )
         self.blocks = nn.ModuleList(SideBlock(side, memory_width) for _ in range(count))
+        share_graphs(self.blocks)
         rms = spec.norm == "rms"
         self.norm = nn.RMSNorm(side.width, eps=side.eps) if rms else nn.LayerNorm(side.width, eps=side.eps)
         self.relative_bias = RelativeBias(side) if spec.positions == "relative" else None

@@ -12,8 +12,8 @@ _NUMBERS = 2048  # that a program holds of each half
 @triton.jit
 def rotate_fwd_kernel(
     x_ptr, cosines_ptr, sines_ptr, y_ptr,
-    H, HALF, stride_token, stride_head,
-    BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
+    H, HALF, angles, stride_token, stride_head,
+    BACK: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)[:, None]
@@ -23,13 +23,17 @@ def rotate_fwd_kernel(
     place = token * stride_token + head * stride_head + channel[None, :]
     first = tl.load(x_ptr + place, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_H, BLOCK_D]
     second = tl.load(x_ptr + place + HALF, mask=mask, other=0.0).to(tl.float32)
-    angle = token * 2 * HALF + channel
+    angle = token % angles * 2 * HALF + channel
     cosine = tl.load(cosines_ptr + angle, mask=kept, other=0.0)[None, :]
     sine = tl.load(sines_ptr + angle, mask=kept, other=0.0)[None, :]
+    if BACK:
+        sine = -sine
     y_place = (token * H + head) * 2 * HALF + channel[None, :]
     tl.store(y_ptr + y_place, (first * cosine - second * sine).to(y_ptr.dtype.element_ty), mask=mask)
     cosine = tl.load(cosines_ptr + angle + HALF, mask=kept, other=0.0)[None, :]
     sine = tl.load(sines_ptr + angle + HALF, mask=kept, other=0.0)[None, :]
+    if BACK:
+        sine = -sine
     tl.store(y_ptr + y_place + HALF, (second * cosine + first * sine).to(y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -45,17 +49,18 @@ def config(heads: int, half: int) -> dict[str, int]:
     }
 
 
-def rotate(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+def rotate(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, back: bool = False) -> torch.Tensor:
     """x * cosines + (-second, first) * sines in float32, rounded once: each first half of x against its second.
 
-    x (T, H, hd) of neighbouring channels, any other strides; cosines and sines float32 (T, hd), contiguous. Returns (T,
-    H, hd), contiguous. x in and out once, and 8 T hd bytes; 6 flops a number.
+    x (T, H, hd) of neighbouring channels, any other strides; cosines and sines float32 (T, hd), or (S, hd) of every S
+    tokens in turn, contiguous. back: by the negative angles. Returns (T, H, hd), contiguous. x in and out once, and
+    8 hd bytes a row of the tables; 6 flops a number.
     """
     tokens, heads, head_dim = x.shape
     y = torch.empty((tokens, heads, head_dim), dtype=x.dtype, device=x.device)
     if y.numel():
         sizes = config(heads, head_dim // 2)
         rotate_fwd_kernel[(tokens, triton.cdiv(heads, sizes["BLOCK_H"]))](
-            x, cosines, sines, y, heads, head_dim // 2, x.stride(0), x.stride(1), **sizes
+            x, cosines, sines, y, heads, head_dim // 2, len(cosines), x.stride(0), x.stride(1), BACK=back, **sizes
         )
     return y
