@@ -76,7 +76,10 @@ class LMHead:
         """(..., D) -> (..., V). The head is frozen: the gradient reaches hidden alone."""
         if self.scale != 1.0:
             hidden = hidden * self.scale
-        logits = F.linear(hidden, self.weight)
+        weight = self.weight
+        if not torch.is_autocast_enabled(hidden.device.type):
+            weight = weight.to(hidden.dtype)  # one that its owner stores in fewer bits
+        logits = F.linear(hidden, weight)
         if self.cap is not None:
             logits = torch.tanh(logits / self.cap) * self.cap
         bias = self.bias

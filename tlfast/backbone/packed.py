@@ -29,6 +29,8 @@ from .stack import Stack
 
 TOKENS = torch.bfloat16  # of prepared weights
 _PIECE = 1024  # tokens; fewer would have PyTorch's library lay float32 weights out too often
+# Tokens whose hidden channels, the widest there are, exist at once on a GPU; products of more are no faster.
+_HIDDEN_AT_ONCE = 4096
 _MASK_SETS_POSITIONS = ("opt",)
 _NORM_IS_THE_POOLERS = ("clip_vision_model",)  # the last hidden state is that of the last block
 
@@ -247,6 +249,10 @@ class PackedStack:
     def _feed_forward(self, block: PackedBlock, x: torch.Tensor) -> torch.Tensor:
         if isinstance(block.up, SharedWeight) and isinstance(block.down, SharedWeight):
             change = block.down.after(block.up, self.activation, x)
+        elif x.device.type == "cuda" and len(x) > _HIDDEN_AT_ONCE:
+            change = torch.empty_like(x)
+            for some, part in zip(change.split(_HIDDEN_AT_ONCE), x.split(_HIDDEN_AT_ONCE), strict=True):
+                some.copy_(_linear(_linear(part, block.up, self.activation), block.down))
         else:
             change = _linear(_linear(x, block.up, self.activation), block.down)
         return change if block.feed_forward_output_norm is None else block.feed_forward_output_norm(change)[1]
