@@ -31,15 +31,16 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cosines, sines)
-        return _turned(x, cosines, sines, back=False)
+        return _turned(x, cosines, sines)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return _turned(dy, *ctx.saved_tensors, back=True), None, None
+        cosines, sines = ctx.saved_tensors
+        return _turned(dy, cosines, sines, back=True), None, None
 
 
-def _turned(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, back: bool) -> torch.Tensor:
+def _turned(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, back: bool = False) -> torch.Tensor:
     from .packed_attention.triton_rotate import rotate  # Triton must not be imported before someone asks for it
 
     rows = x.reshape(-1, *x.shape[-2:])
