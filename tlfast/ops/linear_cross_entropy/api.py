@@ -12,10 +12,11 @@ from . import reference
 from .autograd import LinearCrossEntropy, loss_alone
 from .head import Head
 
-IMPLEMENTATIONS = ("reference", "recompute")
+IMPLEMENTATIONS = ("reference", "recompute", "triton")
 REDUCTIONS = ("mean", "sum")
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_DTYPES = (*_KERNEL_DTYPES, torch.float64)
 
 
 def linear_cross_entropy(
@@ -36,19 +37,27 @@ def linear_cross_entropy(
             autocast's dtype. Products are computed in it, all else in float32 (float64).
         weight: W (V, D), a tensor, read in the dtype of hidden, or a FrozenWeight, not gated and without a bias of its
             own. It gets no gradient. What an int8 weight's product rounds of hidden counts as not rounded.
-        labels: (...) int64 in [0, V), or ignore_index where a token has none.
+        labels: (...) int64 in [0, V), or ignore_index where a token has none. On the CPU others are refused. A GPU
+            would have to be waited for: with "triton" they make the loss and the token's gradient NaN, with the other
+            implementations PyTorch's assertion ends the process.
         bias: (V,) or None, no gradient. scale: a number. cap: of the logits (Gemma 2), None for none.
         reduction: "mean" over the tokens that have a label (NaN where there is none, as in PyTorch), or "sum".
-        impl: "auto", "reference" (plain PyTorch, holds all logits) or "recompute" (plain PyTorch, a part of the tokens
-            at a time). A named one runs or raises, it never falls back.
+        impl: "auto", "reference" (plain PyTorch, holds all logits), "recompute" (plain PyTorch, a part of the tokens at
+            a time) or "triton" (GPU, the same with one kernel between PyTorch's products; not float64). A named one
+            runs or raises, it never falls back.
 
     Returns:
         the loss, 0-dim in float32 (float64 for float64). The gradient reaches hidden, once ("reference": any number of
         times).
 
-    Cost, for T tokens with a label: 4 T V D flops, with which the backward is done but for a factor. Kept: T D numbers
-    in the dtype of hidden. Beside it at most max(2^22, T D) logits exist at once in float32, twice that with a cap; a
-    FrozenWeight is also needed dequantised. "recompute" waits on a GPU to know how many tokens have a label.
+    Cost, for T tokens: 4 T V D flops, with which the backward is done but for a factor. Kept: T D numbers in the dtype
+    of hidden. A FrozenWeight is also needed dequantised.
+        "recompute": T counts the tokens with a label, and it waits on a GPU to know how many they are. Beside what is
+            kept at most max(2^22, T D) logits exist at once in float32, twice that with a cap.
+        "triton": waits for nothing and multiplies tokens without a label, too: where most have none, "recompute" does
+            less. At most max(2^24, T D) logits exist at once, of 128 tokens or a multiple where so many fit, in the
+            dtype of hidden; of a FrozenWeight in float32 and once more in that of hidden. Each is written by the
+            product, read twice and written over by its gradient; without the gradient read once.
 
     Raises:
         ValueError: shapes, dtypes, devices or labels that do not fit; weight or bias requires a gradient; unknown
@@ -61,7 +70,11 @@ def linear_cross_entropy(
     hidden = _as_autocast(hidden)
     head = Head(weight, bias, scale, cap)
     _check(hidden, head, labels, reduction, ignore_index)
-    chosen = _dispatch.choose("linear_cross_entropy", impl, IMPLEMENTATIONS, hidden.device.type, lambda name: None)
+
+    def refuses(name: str) -> str | None:
+        return _triton_refuses(hidden.dtype) if name == "triton" else None
+
+    chosen = _dispatch.choose("linear_cross_entropy", impl, IMPLEMENTATIONS, hidden.device.type, refuses)
     flat, targets = hidden.flatten(0, -2), labels.reshape(-1)
     if chosen == "reference":
         with torch.autocast(hidden.device.type, enabled=False):
@@ -71,6 +84,14 @@ def linear_cross_entropy(
     else:
         loss = loss_alone(flat, targets, head, ignore_index, chosen)
     return loss if reduction == "sum" else loss / (targets != ignore_index).sum()
+
+
+def _triton_refuses(dtype: torch.dtype) -> str | None:
+    if dtype not in _KERNEL_DTYPES:
+        return f"it takes float32, bfloat16 and float16, not {dtype}; use impl='recompute'"
+    if dtype == torch.bfloat16 and _dispatch.TRITON_INTERPRETED:
+        return "Triton's interpreter computes bfloat16 wrongly; unset TRITON_INTERPRET or use float32"
+    return None
 
 
 def _as_autocast(hidden: torch.Tensor) -> torch.Tensor:

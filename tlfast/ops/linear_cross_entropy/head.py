@@ -42,9 +42,12 @@ class Head:
         """The same with a plain weight in a dtype, so that no product has to cast it."""
         return self if isinstance(self.weight, FrozenWeight) else replace(self, weight=self.matrix(dtype))
 
+    def scaled(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What W multiplies."""
+        return hidden if self.scale == 1.0 else hidden * self.scale
+
     def product(self, hidden: torch.Tensor) -> torch.Tensor:
-        """W (scale h), in float32 (float64 of float64): hidden (T, D) in a plain weight's dtype to (T, V)."""
-        scaled = hidden if self.scale == 1.0 else hidden * self.scale
+        """W (scale h): hidden (T, D) in a plain weight's dtype to (T, V), in it, in float32 of a FrozenWeight."""
         if isinstance(self.weight, FrozenWeight):
-            return frozen_linear(scaled, self.weight, out_dtype=torch.float32)
-        return F.linear(scaled, self.weight).to(torch.promote_types(hidden.dtype, torch.float32))
+            return frozen_linear(self.scaled(hidden), self.weight, out_dtype=torch.float32)
+        return F.linear(self.scaled(hidden), self.weight)

@@ -6,11 +6,10 @@ loss is: each part is made once, and gone before the next.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 
 from .head import Head
+from .parts import parts
 
 # Logits that exist at once (16 MiB in float32), or as many as hidden has numbers; one token's where that is more.
 MAP_ELEMENTS = 2**22
@@ -34,12 +33,6 @@ def linear_cross_entropy(
     if gradient is not None and not whole:
         gradient = torch.zeros_like(hidden).index_copy_(0, kept, gradient)
     return losses.sum(), gradient
-
-
-def parts(size: int, step: int) -> Iterator[slice]:
-    """Slices that cover range(size)."""
-    for first in range(0, size, step):
-        yield slice(first, min(first + step, size))
 
 
 def rows_at_once(tokens: int, width: int, vocabulary: int) -> int:
@@ -67,7 +60,7 @@ def _losses(
 
 def _logits(head: Head, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Logits, which may be overwritten, and their derivative by what the cap is laid on; None without one."""
-    logits, slope = head.product(hidden), None
+    logits, slope = head.product(hidden).to(torch.promote_types(hidden.dtype, torch.float32)), None
     if head.cap is not None:
         logits = logits.div_(head.cap).tanh_()
         slope = 1 - logits.square()
