@@ -12,7 +12,7 @@ from tlfast.ops.linear_cross_entropy.autograd import kernels
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
 
-SIZES = [(1, 37, 24), (63, 1000, 64), (65, 5001, 100), (300, 50257, 32), (129, 128256, 16)]
+SIZES = [(1, 37, 24), (5, 1, 24), (63, 1000, 64), (65, 5001, 100), (300, 50257, 32), (129, 128256, 16)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
