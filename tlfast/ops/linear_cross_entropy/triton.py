@@ -15,7 +15,7 @@ from ..frozen_linear import FrozenWeight
 from .head import Head
 from .parts import parts
 
-# Logits that exist at once, or as many as hidden has numbers; one token's where that is more.
+# Logits that exist at once, padding included, or as many as hidden has numbers; one token's where that is more.
 MAP_ELEMENTS = 2**24
 _ROWS = 128  # what a part is a multiple of where it can be: rows of a tile of the products
 _ALIGNED = 16  # numbers; what Triton and cuBLAS look for
@@ -108,8 +108,12 @@ def config(stride: int) -> dict[str, int]:
 
 def rows_at_once(tokens: int, width: int, vocabulary: int) -> int:
     """How many tokens' logits exist at once."""
-    rows = max(1, max(MAP_ELEMENTS, tokens * width) // max(1, vocabulary))
+    rows = max(1, max(MAP_ELEMENTS, tokens * width) // max(1, _padded(vocabulary)))
     return rows if rows < _ROWS else rows // _ROWS * _ROWS
+
+
+def _padded(vocabulary: int) -> int:
+    return triton.cdiv(vocabulary, _ALIGNED) * _ALIGNED
 
 
 def linear_cross_entropy(
@@ -137,8 +141,7 @@ def _logits(head: Head, hidden: torch.Tensor) -> torch.Tensor:
     if isinstance(head.weight, FrozenWeight):
         return head.product(hidden)
     vocabulary = head.shape[0]
-    stride = triton.cdiv(vocabulary, _ALIGNED) * _ALIGNED
-    room = torch.empty(len(hidden), stride, dtype=hidden.dtype, device=hidden.device)
+    room = torch.empty(len(hidden), _padded(vocabulary), dtype=hidden.dtype, device=hidden.device)
     return torch.mm(head.scaled(hidden), head.weight.T, out=room[:, :vocabulary])
 
 
