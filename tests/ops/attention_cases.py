@@ -6,11 +6,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.ops.interpreter import interpreted
 from tlfast import _native
 
 needs_native = pytest.mark.skipif(_native.why_not() is not None, reason=str(_native.why_not()))
 LEAN = [pytest.param("native", marks=needs_native), "recompute"]
 IMPLS = ["reference", *LEAN]
+TRITON = pytest.param("triton", marks=interpreted)
+
+
+def pairs(variants, impls):
+    """Parameter sets (variant, implementation): all but those of a bias with triton, which takes none."""
+    sets = [impl if isinstance(impl, type(TRITON)) else pytest.param(impl) for impl in impls]
+    return [
+        pytest.param(name, *impl.values, marks=impl.marks, id=f"{name}-{impl.values[0]}")
+        for name, options in variants.items()
+        for impl in sets
+        if "bias" not in options or impl is not TRITON
+    ]
 
 
 def make(shape, bias=None, mask=False, causal=False, seed=0):

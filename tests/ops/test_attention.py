@@ -15,7 +15,8 @@ from tlfast.ops import attention
 from tlfast.ops.attention import recompute
 
 from ..budget import assert_within_budget
-from .attention_cases import IMPLS, LEAN, kept, make, needs_native, pytorch, rounded, run
+from .attention_cases import IMPLS, LEAN, TRITON, kept, make, needs_native, pairs, pytorch, rounded, run
+from .interpreter import interpreted
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 SHAPES = [
@@ -33,6 +34,7 @@ VARIANTS = {
     "key-bias": {"bias": ("B", "1", "1", "Sk")},
     "mask": {"mask": True},
     "causal": {"causal": True},
+    "causal-mask": {"mask": True, "causal": True},
     "all": {"bias": ("1", "H", "Sq", "Sk"), "mask": True, "causal": True},
 }
 
@@ -46,8 +48,7 @@ def check(case, ours, peer, exact, dtype):
         assert_within_budget(name, a, b, e, rounding)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "impl"), pairs(VARIANTS, [*IMPLS, TRITON]))
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_values_and_gradients(shape, variant, impl):
     if VARIANTS[variant].get("causal") and shape[1] > shape[2]:
@@ -72,8 +73,17 @@ def test_half_precision(dtype, impl):
     )
 
 
-@pytest.mark.parametrize("impl", LEAN)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("impl", [*LEAN, TRITON])
+@pytest.mark.parametrize("shape", [(2, 200, 150, 1, 8), (1, 70, 170, 2, 8)], ids=str)
+def test_the_diagonal_across_tiles(shape, impl):
+    """Aligned at the last key, also where the first queries come before every key."""
+    case = rounded(make(shape, mask=True, causal=True), torch.float32)
+    exact = run(attention, case, torch.float64, impl="reference")
+    peer = run(attention, case, torch.float32, impl="reference")
+    check(case, run(attention, case, torch.float32, impl=impl), peer, exact, torch.float32)
+
+
+@pytest.mark.parametrize(("variant", "impl"), pairs(VARIANTS, [*LEAN, TRITON]))
 def test_dropout_is_that_of_the_reference(variant, impl):
     case = rounded(make((2, 35, 70, 3, 8), **VARIANTS[variant]), torch.float32)
     options = {"dropout_p": 0.3, "seed": -7}
@@ -96,25 +106,26 @@ def test_bias_constant_along_the_keys_changes_nothing(impl):
     assert dbias.abs().max() < 8 * eps * dp.abs().max() * 2
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-def test_scale(impl):
-    case = rounded(make((1, 20, 20, 2, 8)), torch.float32)
-    scaled = [case[0] * 3 * 8**-0.5, *case[1:]]
-    expected = run(attention, scaled, torch.float64, impl="reference", scale=1.0)[0]
-    ours = run(attention, case, torch.float32, impl=impl, scale=3 * 8**-0.5)[0]
-    torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("impl", [*IMPLS, TRITON])
+@pytest.mark.parametrize("scale", [3 * 8**-0.5, -0.7, 0.0])
+def test_scale(scale, impl):
+    case = rounded(make((1, 20, 20, 2, 8), causal=True), torch.float32)
+    scaled = [case[0] * scale, *case[1:]]
+    out, dq, *rest = run(attention, scaled, torch.float64, impl="reference", scale=1.0)
+    ours = run(attention, case, torch.float32, impl=impl, scale=scale)
+    for name, a, b in zip(("out", "dq", "dk", "dv"), ours, (out, dq * scale, *rest), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=2e-6, msg=name)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", [*IMPLS, TRITON])
 @pytest.mark.parametrize("dropout_p", [0.0, 0.5])
 def test_query_without_a_key_gives_zeros_and_zero_gradients(impl, dropout_p):
     q, k, v, bias, mask, _, dout = make((3, 20, 18, 2, 8), bias=("1", "H", "Sq", "Sk"), mask=True)
     mask[1] = False  # a whole sample
     mask[2] = False
     mask[2, 15:] = True  # with causal, the first queries of another
-    out, dq, dk, dv, _ = run(
-        attention, (q, k, v, bias, mask, True, dout), torch.float32, impl=impl, dropout_p=dropout_p, seed=1
-    )
+    case = (q, k, v, None if impl == "triton" else bias, mask, True, dout)
+    out, dq, dk, dv = run(attention, case, torch.float32, impl=impl, dropout_p=dropout_p, seed=1)[:4]
     blind = ~(torch.ones(20, 18, dtype=torch.bool).tril(-2) & mask[:, None]).any(-1)
     assert blind.sum() > 20
     assert out[blind].abs().max() == 0
@@ -125,18 +136,18 @@ def test_query_without_a_key_gives_zeros_and_zero_gradients(impl, dropout_p):
     assert all(x.isfinite().all() for x in (out, dq, dk, dv))
 
 
-@needs_native
-def test_what_a_masked_key_holds_does_not_matter():
+@pytest.mark.parametrize("impl", [pytest.param("native", marks=needs_native), TRITON])
+def test_what_a_masked_key_holds_does_not_matter(impl):
     q, k, v, _, mask, _, dout = make((2, 20, 40, 2, 8), mask=True)
-    expected = run(attention, (q, k, v, None, mask, False, dout), torch.float32, impl="native")
+    expected = run(attention, (q, k, v, None, mask, False, dout), torch.float32, impl=impl)
     k[~mask], v[~mask] = torch.nan, torch.inf
     for a, b in zip(
-        run(attention, (q, k, v, None, mask, False, dout), torch.float32, impl="native"), expected, strict=True
+        run(attention, (q, k, v, None, mask, False, dout), torch.float32, impl=impl), expected, strict=True
     ):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("impl", LEAN)
+@pytest.mark.parametrize("impl", [*LEAN, TRITON])
 def test_nan_is_not_hidden(impl):
     case = make((1, 20, 20, 1, 8))
     case[0][0, 3, 0, 2] = torch.nan
@@ -145,16 +156,17 @@ def test_nan_is_not_hidden(impl):
     assert out[0, :3].isfinite().all()
 
 
-@pytest.mark.parametrize("impl", LEAN)
+@pytest.mark.parametrize("impl", [*LEAN, TRITON])
 @pytest.mark.parametrize("shape", [(0, 4, 4, 2, 8), (2, 0, 4, 2, 8), (2, 4, 0, 2, 8), (2, 4, 4, 0, 8)], ids=str)
 def test_empty(shape, impl):
-    out, dq, dk, dv, dbias = run(attention, make(shape, bias=("1", "H", "Sq", "Sk")), torch.float32, impl=impl)
-    for x in (out, dq, dk, dv, dbias):
+    case = make(shape, bias=None if impl == "triton" else ("1", "H", "Sq", "Sk"))
+    out, dq, dk, dv, *dbias = run(attention, case, torch.float32, impl=impl)
+    for x in (out, dq, dk, dv, *dbias):
         assert x.abs().sum() == 0
     assert (out.shape, dk.shape) == (dq.shape, dv.shape)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", [*IMPLS, TRITON])
 def test_views_need_no_copy_and_give_the_same(impl):
     packed = torch.randn(2, 50, 3, 4, 8)
     q, k, v = packed.unbind(2)
@@ -165,6 +177,11 @@ def test_views_need_no_copy_and_give_the_same(impl):
     assert torch.equal(attention(columns, k, v, impl=impl), attention(columns.contiguous(), k, v, impl=impl))
     shared = torch.randn(1, 50, 1, 8).expand(2, 50, 4, 8)
     assert torch.equal(attention(q, shared, v, impl=impl), attention(q, shared.contiguous(), v, impl=impl))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_strides_of_a_bias(impl):
+    q, k, v = torch.randn(2, 50, 3, 4, 8).unbind(2)
     bias = torch.randn(1, 4, 50, 50).transpose(2, 3)
     assert torch.equal(attention(q, k, v, bias=bias, impl=impl), attention(q, k, v, bias=bias.contiguous(), impl=impl))
 
@@ -185,6 +202,23 @@ def test_native_agrees_with_the_formula_on_any_input(shape, bias, mask, causal, 
     exact = run(attention, case, torch.float64, impl="reference", **options)
     peer = run(attention, case, torch.float32, impl="recompute", **options)
     check(case, run(attention, case, torch.float32, impl="native", **options), peer, exact, torch.float32)
+
+
+@interpreted
+@settings(max_examples=15, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 80), st.integers(1, 80), st.integers(1, 2), st.integers(1, 20)),
+    mask=st.booleans(),
+    causal=st.booleans(),
+    dropout_p=st.sampled_from([0.0, 0.1, 0.9]),
+    seed=st.integers(-(2**63), 2**63 - 1),
+)
+def test_triton_agrees_with_the_formula_on_any_input(shape, mask, causal, dropout_p, seed):
+    case = rounded(make(shape, None, mask, causal, seed % 1000), torch.float32)
+    options = {"dropout_p": dropout_p, "seed": seed}
+    exact = run(attention, case, torch.float64, impl="reference", **options)
+    peer = run(attention, case, torch.float32, impl="recompute", **options)
+    check(case, run(attention, case, torch.float32, impl="triton", **options), peer, exact, torch.float32)
 
 
 def test_recompute_in_parts_gives_the_same(monkeypatch):
@@ -211,8 +245,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(bias):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-@pytest.mark.parametrize("impl", LEAN)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "impl"), pairs(VARIANTS, [*LEAN, TRITON]))
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 def test_kept_for_backward(variant, dropout_p, impl):
     batch, length, heads, width = 2, 64, 3, 8

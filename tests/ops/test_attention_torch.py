@@ -10,7 +10,8 @@ from tlfast import ops
 from tlfast.ops import _dispatch, attention
 from tlfast.ops.attention import sdpa
 
-from .attention_cases import IMPLS, LEAN, kept, make, needs_native
+from .attention_cases import IMPLS, LEAN, TRITON, kept, make, needs_native
+from .interpreter import interpreted
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -57,11 +58,24 @@ def test_opcheck(impl, dropout_p):
         torch.library.opcheck(torch.ops.tlfast.attention_bwd.default, backward)
 
 
-@pytest.mark.parametrize("impl", LEAN)
+@interpreted
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+def test_opcheck_of_triton(dropout_p):
+    q, k, v = torch.randn(2, 9, 3, 2, 8).unbind(2)
+    settings = (True, 0.35, dropout_p, torch.tensor(4) if dropout_p else None)
+    inputs = (q, k, v, None, torch.rand(2, 9) > 0.2)
+    torch.library.opcheck(torch.ops.tlfast.attention_fwd.default, (*inputs, *settings, "triton"))
+    out, statistics = torch.ops.tlfast.attention_fwd(*inputs, *settings, "triton")
+    backward = (torch.randn_like(out), *inputs, out, statistics, *settings, False, "triton")
+    torch.library.opcheck(torch.ops.tlfast.attention_bwd.default, backward)
+
+
+@pytest.mark.parametrize("impl", [*LEAN, TRITON])
 def test_compiles_in_one_graph_with_the_seed_drawn_inside(impl):
     def step(packed, bias, mask):
         q, k, v = packed.unflatten(-1, (3, 2, 8)).unbind(2)
         seed = torch.randint(2**62, ())
+        bias = None if impl == "triton" else bias
         return attention(q, k, v, bias=bias, key_mask=mask, dropout_p=0.2, seed=seed, impl=impl).flatten(2)
 
     packed, bias = torch.randn(2, 20, 48, requires_grad=True), torch.randn(1, 2, 20, 20, requires_grad=True)
@@ -70,12 +84,13 @@ def test_compiles_in_one_graph_with_the_seed_drawn_inside(impl):
     for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
         torch.manual_seed(1)
         out = function(packed, bias, mask)
-        results.append((out, *torch.autograd.grad(out.square().sum(), (packed, bias))))
+        wanted = (packed,) if impl == "triton" else (packed, bias)
+        results.append((out, *torch.autograd.grad(out.square().sum(), wanted)))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("impl", LEAN)
+@pytest.mark.parametrize("impl", [*LEAN, TRITON])
 def test_checkpoint_repeats_the_mask(impl):
     packed = torch.randn(2, 20, 3, 2, 8, requires_grad=True)
     seed = torch.randint(2**62, ())
@@ -113,7 +128,7 @@ def test_named_implementation_runs_or_raises():
         attention(q, k, v, impl="sdpa")
     with pytest.raises(ValueError, match="'flash' is not one of attention's"):
         attention(q, k, v, impl="flash")
-    assert set(ops.implementations("attention")) == set(IMPLS[:1]) | {"native", "sdpa", "recompute"}
+    assert set(ops.implementations("attention")) == set(IMPLS[:1]) | {"native", "triton", "sdpa", "recompute"}
 
 
 @needs_native
@@ -122,6 +137,50 @@ def test_native_refuses_float64():
     with pytest.raises(RuntimeError, match=r"not torch\.float64"):
         attention(q, k, v, impl="native")
     assert torch.equal(attention(q, k, v), attention(q, k, v, impl="recompute"))
+
+
+@interpreted
+def test_triton_refuses():
+    q = torch.randn(1, 4, 2, 8)
+    for message, given, options in (
+        (r"not torch\.float64", q.double(), {}),
+        ("computes bfloat16 wrongly", q.bfloat16(), {}),
+        ("Dh up to 64, not 65", torch.randn(1, 4, 2, 65), {}),
+        ("takes no bias", q, {"bias": torch.randn(1, 2, 4, 4)}),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            attention(given, given, given, impl="triton", **options)
+
+
+@pytest.mark.parametrize(
+    ("expected", "change"),
+    [
+        ("triton", {}),
+        ("triton", {"key_mask": True, "causal": True, "dropout_p": 0.1, "seed": 1}),
+        ("sdpa", {"width": 65}),
+        ("sdpa", {"bias": True}),
+        ("recompute", {"bias": True, "causal": True}),
+        ("recompute", {"dtype": torch.float64}),
+    ],
+)
+def test_auto_on_a_gpu(expected, change, monkeypatch):
+    """What is picked for CUDA tensors, asked with tensors that are none."""
+    monkeypatch.setattr(_dispatch, "MISSING", {})
+    monkeypatch.setattr(_dispatch, "TRITON_INTERPRETED", False)
+    monkeypatch.setitem(_dispatch.ORDER, "cpu", _dispatch.ORDER["cuda"])
+    picked = []
+
+    def remember(*arguments):
+        picked.append(choose(*arguments))
+        return "recompute"
+
+    choose = _dispatch.choose
+    monkeypatch.setattr(_dispatch, "choose", remember)
+    q = torch.randn(1, 4, 2, change.get("width", 8), dtype=change.get("dtype", torch.bfloat16))
+    tensors = {"bias": torch.randn(1, 2, 4, 4), "key_mask": torch.ones(1, 4, dtype=torch.bool)}
+    options = {name: tensors.get(name, value) for name, value in change.items() if name not in ("width", "dtype")}
+    attention(q, q, q, **options)
+    assert picked == [expected]
 
 
 def test_sdpa_refuses_what_would_keep_a_map():

@@ -41,6 +41,24 @@ def slope(x, ACTIVATION: tl.constexpr):
     return d
 
 
+@triton.jit
+def dropout_row_keys(seed, rows):
+    # the hash of tlfast.ops.dropout: one uint32 a row, from the int64 seed and int64 row numbers
+    x = seed.to(tl.uint64) + (rows + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
+    return (x ^ (x >> 31)).to(tl.uint32)
+
+
+@triton.jit
+def dropout_keeps(row_keys, columns, threshold):
+    # which entries are kept; shapes broadcast; the threshold: int(p 2^32), its 32 bits as an int32
+    x = columns.to(tl.uint32) * 0x9E3779B9 + row_keys
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return (x ^ (x >> 16)) >= threshold.to(tl.uint32)
+
+
 def block_r(width: int) -> int:
     """Channels a program covers: the side width rounded up to a power of two, at least a tensor core's 16."""
     return max(16, triton.next_power_of_2(width))

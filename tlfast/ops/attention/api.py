@@ -11,9 +11,10 @@ from ..dropout import check_dropout
 from . import reference, sdpa
 from .autograd import Attention, kernels
 
-IMPLEMENTATIONS = ("reference", "native", "sdpa", "recompute")
+IMPLEMENTATIONS = ("reference", "native", "triton", "sdpa", "recompute")
 
-_NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_TRITON_HEAD_DIM = 64
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def attention(
@@ -43,8 +44,9 @@ def attention(
         seed: int, or 0-dim int64 tensor as `torch.randint(2**62, ())` draws it; needed where dropout_p > 0. The same
             seed gives the same mask in every implementation (`tlfast.ops.dropout`, row (b H + h) Sq + i, column j), so
             a checkpointed caller draws it outside and passes it in.
-        impl: "auto", "reference" (plain formula, keeps the map), "native" (C++), "sdpa" (PyTorch's fused CUDA kernels)
-            or "recompute" (plain PyTorch in bounded parts, any device and dtype). A named one runs or raises.
+        impl: "auto", "reference" (plain formula, keeps the map), "native" (C++), "triton" (GPU, Dh up to 64, no
+            bias), "sdpa" (PyTorch's fused CUDA kernels) or "recompute" (plain PyTorch in bounded parts, any device and
+            dtype). A named one runs or raises.
 
     Returns:
         (B, Sq, H, Dh), contiguous, in the dtype of q. A query that sees no key gives zeros and zero gradients. Under
@@ -54,6 +56,7 @@ def attention(
     Cost, for M = B H Sq Sk: 4 M Dh flops and M exponentials forward, 10 M Dh and M backward; at least the bytes of q,
     k, v and out, each once. Kept for the backward pass: the inputs as given, out, and two float32 numbers a row,
     (B, H, Sq, 2): the largest score and 1/sum of exponentials (the log-sum-exp, one number, would lose digits).
+    "triton" keeps the former times log2(e), and in the backward pass computes exponentials twice: 14 M Dh and 2 M.
 
     Raises:
         ValueError: shapes, dtypes, devices, dropout_p or seed that do not fit; unknown impl.
@@ -75,9 +78,9 @@ def attention(
     def refuses(name: str) -> str | None:
         if name == "sdpa":
             return sdpa.refuses(q, k, bias, key_mask, causal, dropout_p)
-        if name == "native" and q.dtype not in _NATIVE_DTYPES:
+        if name in ("native", "triton") and q.dtype not in _KERNEL_DTYPES:
             return f"it takes float32, bfloat16 and float16, not {q.dtype}; use impl='recompute'"
-        return None
+        return _triton_refuses(q, bias) if name == "triton" else None
 
     chosen = _dispatch.choose("attention", impl, IMPLEMENTATIONS, device_type, refuses)
     if chosen == "reference":
@@ -88,6 +91,16 @@ def attention(
         run = kernels(chosen).forward
         return run(q, k, v, bias, key_mask, causal, scale, float(dropout_p), drawn)[0]
     return Attention.apply(q, k, v, bias, key_mask, causal, scale, float(dropout_p), drawn, chosen)
+
+
+def _triton_refuses(q: torch.Tensor, bias: torch.Tensor | None) -> str | None:
+    if bias is not None:
+        return "it takes no bias; use impl='recompute'"
+    if q.shape[-1] > _TRITON_HEAD_DIM:
+        return f"its programs hold whole heads, Dh up to {_TRITON_HEAD_DIM}, not {q.shape[-1]}; use impl='recompute'"
+    if q.dtype == torch.bfloat16 and _dispatch.TRITON_INTERPRETED:
+        return "Triton's interpreter computes bfloat16 wrongly; unset TRITON_INTERPRET or use float32"
+    return None
 
 
 def _check(
