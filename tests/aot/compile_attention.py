@@ -35,7 +35,13 @@ def sources(variant: Variant):
     """(kernel, pointer types by argument, constexprs with launch options) of each kernel."""
     x, size = POINTER[variant.dtype], variant.dtype.itemsize
     pointers = {f"{name}_ptr": x for name in ("q", "k", "v", "out", "dout", "dq", "dk", "dv")}
-    pointers |= {"key_mask_ptr": "*u8", "seed_ptr": "*i64", "statistics_ptr": "*fp32", "delta_ptr": "*fp32"}
+    pointers |= {
+        "key_mask_ptr": "*u8",
+        "seed_ptr": "*i64",
+        "statistics_ptr": "*fp32",
+        "delta_ptr": "*fp32",
+        "row_keys_ptr": "*i32",
+    }
     constants = {
         "CAUSAL": variant.causal,
         "HAS_MASK": variant.mask_and_dropout,

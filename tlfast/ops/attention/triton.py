@@ -176,14 +176,15 @@ def _gather_dq(
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
 def attention_bwd_dq_kernel(
-    dout_ptr, q_ptr, k_ptr, v_ptr, key_mask_ptr, seed_ptr, out_ptr, statistics_ptr, delta_ptr, dq_ptr,
+    dout_ptr, q_ptr, k_ptr, v_ptr, key_mask_ptr, seed_ptr, out_ptr, statistics_ptr, delta_ptr, row_keys_ptr, dq_ptr,
     H, Sq, Sk, stride_qb, stride_qs, stride_qh, stride_kb, stride_ks, stride_kh, stride_vb, stride_vs, stride_vh,
     scale, scale_log2, threshold, kept_share,
     CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
     UNIT: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    # dq, and for the kernel of dk and dv: delta, the sum of dout * out of a row, times the share that dropout keeps
+    # dq, and for the kernel of dk and dv: delta, the sum of dout * out of a row, times the share that dropout keeps,
+    # and the row's part of dropout's hash, as long to compute as that of some twenty entries
     head = tl.program_id(0)
     block = tl.num_programs(1) - 1 - tl.program_id(1)
     rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -200,6 +201,7 @@ def attention_bwd_dq_kernel(
     row_keys = at
     if DROPOUT:
         row_keys = dropout_row_keys(tl.load(seed_ptr), at)
+        tl.store(row_keys_ptr + at, row_keys.to(tl.int32, bitcast=True), mask=rows < Sq)
 
     dq = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
     every, some = _ends(block, Sq, Sk, CAUSAL, BLOCK_M, BLOCK_N)
@@ -220,7 +222,7 @@ def attention_bwd_dq_kernel(
 
 @triton.jit
 def _gather_dkv(
-    dk, dv, k, v, keys, seed, start, end, dout_ptr, q_ptr, statistics_ptr, delta_ptr, head,
+    dk, dv, k, v, keys, start, end, dout_ptr, q_ptr, statistics_ptr, delta_ptr, row_keys_ptr, head,
     H, Sq, Sk, stride_qs, scale_log2, threshold,
     DROPOUT: tl.constexpr, CUT: tl.constexpr, PRECISION: tl.constexpr,
     UNIT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -240,7 +242,8 @@ def _gather_dkv(
         p = _exponentials(s, scale_log2, largest[None, :]) * reciprocal[None, :]
         dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
         if DROPOUT:
-            keep = dropout_keeps(dropout_row_keys(seed, at)[None, :], keys[:, None], threshold)
+            row_keys = tl.load(row_keys_ptr + at, mask=rows < Sq, other=0).to(tl.uint32, bitcast=True)
+            keep = dropout_keeps(row_keys[None, :], keys[:, None], threshold)
             dp = tl.where(keep, dp, 0.0)
             dv = tl.dot(tl.where(keep, p, 0.0).to(dout.dtype), dout, dv, input_precision=PRECISION)
         else:
@@ -252,7 +255,7 @@ def _gather_dkv(
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
 def attention_bwd_dkv_kernel(
-    dout_ptr, q_ptr, k_ptr, v_ptr, key_mask_ptr, seed_ptr, statistics_ptr, delta_ptr, dk_ptr, dv_ptr,
+    dout_ptr, q_ptr, k_ptr, v_ptr, key_mask_ptr, statistics_ptr, delta_ptr, row_keys_ptr, dk_ptr, dv_ptr,
     H, Sq, Sk, stride_qb, stride_qs, stride_qh, stride_kb, stride_ks, stride_kh, stride_vb, stride_vs, stride_vh,
     scale, scale_log2, threshold, kept_share,
     CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
@@ -268,9 +271,6 @@ def attention_bwd_dkv_kernel(
     v_ptr = _head(v_ptr, head, H, stride_vb, stride_vh, UNIT)
     k = _rows(k_ptr, keys, allowed, stride_ks, UNIT, HEAD_DIM, BLOCK_D)
     v = _rows(v_ptr, keys, allowed, stride_vs, UNIT, HEAD_DIM, BLOCK_D)
-    seed = head
-    if DROPOUT:
-        seed = tl.load(seed_ptr)
 
     dk = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
@@ -279,13 +279,13 @@ def attention_bwd_dkv_kernel(
         first_seeing = block * BLOCK_N - (Sk - Sq)  # the query on the diagonal of the first key
         seen_by_all = tl.cdiv(tl.maximum(first_seeing + BLOCK_N - 1, 0), BLOCK_M) * BLOCK_M
         dk, dv = _gather_dkv(
-            dk, dv, k, v, keys, seed, tl.maximum(first_seeing, 0) // BLOCK_M * BLOCK_M, tl.minimum(seen_by_all, Sq),
-            dout_ptr, q_ptr, statistics_ptr, delta_ptr, head, H, Sq, Sk, stride_qs, scale_log2, threshold,
+            dk, dv, k, v, keys, tl.maximum(first_seeing, 0) // BLOCK_M * BLOCK_M, tl.minimum(seen_by_all, Sq),
+            dout_ptr, q_ptr, statistics_ptr, delta_ptr, row_keys_ptr, head, H, Sq, Sk, stride_qs, scale_log2, threshold,
             DROPOUT, True, PRECISION, UNIT, HEAD_DIM, BLOCK_D, BLOCK_M,
         )  # fmt: skip
     dk, dv = _gather_dkv(
-        dk, dv, k, v, keys, seed, seen_by_all, Sq,
-        dout_ptr, q_ptr, statistics_ptr, delta_ptr, head, H, Sq, Sk, stride_qs, scale_log2, threshold,
+        dk, dv, k, v, keys, seen_by_all, Sq,
+        dout_ptr, q_ptr, statistics_ptr, delta_ptr, row_keys_ptr, head, H, Sq, Sk, stride_qs, scale_log2, threshold,
         DROPOUT, False, PRECISION, UNIT, HEAD_DIM, BLOCK_D, BLOCK_M,
     )  # fmt: skip
     dk = tl.where(allowed[:, None], dk * (scale / kept_share), 0.0)
@@ -296,21 +296,30 @@ def attention_bwd_dkv_kernel(
 
 def forward_config(head_dim: int, element_bytes: int) -> dict[str, int]:
     """Tile sizes for a head's channels and bytes an element: no spills, shared memory within the chip's limit."""
-    if element_bytes == 4:  # multiplied without tensor cores
-        return {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
+    if element_bytes == 4:
+        return _float32_config(head_dim)
     return {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4 if head_dim <= 32 else 8, "num_stages": 3}
 
 
 def dq_config(head_dim: int, element_bytes: int) -> dict[str, int]:
     """The same for the gradient of the queries."""
-    return forward_config(head_dim, element_bytes)
+    if element_bytes == 4:
+        return _float32_config(head_dim)
+    if head_dim <= 32:
+        return {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3}
+    return {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 3}
 
 
 def dkv_config(head_dim: int, element_bytes: int) -> dict[str, int]:
     """The same for the gradients of keys and values, whose programs hold BLOCK_N keys."""
     if element_bytes == 4:
-        return {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
-    return {"BLOCK_M": 64, "BLOCK_N": 128, "num_warps": 4 if head_dim <= 32 else 8, "num_stages": 2}
+        return _float32_config(head_dim)
+    return {"BLOCK_M": 32, "BLOCK_N": 128, "num_warps": 4 if head_dim <= 32 else 8, "num_stages": 2}
+
+
+def _float32_config(head_dim: int) -> dict[str, int]:
+    """Small tiles: without tensor cores, both factors of a product are in registers."""
+    return {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4 if head_dim <= 32 else 8, "num_stages": 2}
 
 
 class _Arguments:
@@ -417,16 +426,18 @@ def backward(
     given = _Arguments(q, k, v, key_mask, causal, scale, dropout_p, seed)
     dout = dout.contiguous()
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    delta = torch.empty((given.batch, given.heads, given.queries), dtype=torch.float32, device=q.device)
+    rows = (given.batch, given.heads, given.queries)
+    delta = torch.empty(rows, dtype=torch.float32, device=q.device)
+    row_keys = None if seed is None else torch.empty(rows, dtype=torch.int32, device=q.device)
     common = (*given.sizes, scale, given.scale_log2, *given.dropout)
     if dq.numel():
         config = dq_config(given.head_dim, given.element_bytes)
         attention_bwd_dq_kernel[(given.batch * given.heads, triton.cdiv(given.queries, config["BLOCK_M"]))](
-            dout, *given.inputs, given.seed, out, statistics, delta, dq, *common, **given.constants, **config
+            dout, *given.inputs, given.seed, out, statistics, delta, row_keys, dq, *common, **given.constants, **config
         )
     if dk.numel():
         config = dkv_config(given.head_dim, given.element_bytes)
         attention_bwd_dkv_kernel[(given.batch * given.heads, triton.cdiv(given.keys, config["BLOCK_N"]))](
-            dout, *given.inputs, given.seed, statistics, delta, dk, dv, *common, **given.constants, **config
+            dout, *given.inputs, statistics, delta, row_keys, dk, dv, *common, **given.constants, **config
         )
     return dq, dk, dv, None
