@@ -37,9 +37,31 @@ __device__ inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ inline void narrow(float *to, float x) { *to = x; }
 __device__ inline void narrow(__nv_bfloat16 *to, float x) { *to = __float2bfloat16_rn(x); }
 
-// sum += weight * x over edges [first, end) by `step`; columns from j on.
+// Sums in float32 with what they have rounded away beside them (Knuth's two-sum): a row of many edges is a chain of
+// thousands of additions, of which each would round the whole sum. What ends in bfloat16 does without.
 template <class T, int V>
-__device__ inline void gather(float (&sum)[V], const tl_gather &relation, int64_t first, int64_t end, int64_t step,
+struct Sums {
+  static constexpr bool exact = sizeof(T) == sizeof(float);
+  float sum[V] = {}, lost[exact ? V : 1] = {};
+
+  __device__ inline void add(int v, float x) {
+    const float before = sum[v];
+    sum[v] += x;
+    if constexpr (exact) {
+      const float added = sum[v] - before;
+      lost[v] += (before - (sum[v] - added)) + (x - added);
+    }
+  }
+
+  __device__ inline float get(int v) const {
+    if constexpr (exact) return lost[v] == lost[v] ? sum[v] + lost[v] : sum[v];  // beside an infinity NaN is lost
+    else return sum[v];
+  }
+};
+
+// sums += weight * x over edges [first, end) by `step`; columns from j on.
+template <class T, int V>
+__device__ inline void gather(Sums<T, V> &sums, const tl_gather &relation, int64_t first, int64_t end, int64_t step,
                               int64_t j) {
   constexpr int UNROLL = V >= 4 ? IN_FLIGHT / V : 4;
   const T *x = static_cast<const T *>(relation.x) + j;
@@ -53,12 +75,17 @@ __device__ inline void gather(float (&sum)[V], const tl_gather &relation, int64_
       weights[u] = !inside ? 0.0f : relation.col_scale == nullptr ? 1.0f : relation.col_scale[source];
       rows[u] = *reinterpret_cast<const Pack<T, V> *>(x + source * relation.x_stride);
     }
+    float few[V] = {};
+    float(&to)[V] = *(Sums<T, V>::exact ? &few : &sums.sum);
 #pragma unroll
     for (int u = 0; u < UNROLL; ++u) {
       if (e + u * step >= end) break;  // 0 times infinity would be NaN
 #pragma unroll
-      for (int v = 0; v < V; ++v) sum[v] += weights[u] * widen(rows[u].values[v]);
+      for (int v = 0; v < V; ++v) to[v] += weights[u] * widen(rows[u].values[v]);
     }
+    if constexpr (Sums<T, V>::exact)
+#pragma unroll
+      for (int v = 0; v < V; ++v) sums.add(v, few[v]);
   }
 }
 
@@ -100,11 +127,11 @@ __device__ void aggregate_rows(const Job &job, int64_t first, int64_t end) {
       add_base<T, V>(total, job, row, j);
       for (int r = 0; r < job.count; ++r) {
         const tl_gather &relation = job.relations[r];
-        float sum[V] = {};
-        gather<T, V>(sum, relation, relation.rowptr[row], relation.rowptr[row + 1], 1, j);
+        Sums<T, V> sums;
+        gather<T, V>(sums, relation, relation.rowptr[row], relation.rowptr[row + 1], 1, j);
         const float scale = row_scale(relation, row);
 #pragma unroll
-        for (int v = 0; v < V; ++v) total[v] += scale * sum[v];
+        for (int v = 0; v < V; ++v) total[v] += scale * sums.get(v);
       }
       finish<T, V>(total, job, row, j);
     }
@@ -113,7 +140,7 @@ __device__ void aggregate_rows(const Job &job, int64_t first, int64_t end) {
 // One row's columns [begin, end): teams of lanes share its edges, and add up in a fixed order.
 template <class T, int V>
 __device__ void aggregate_hub(const Job &job, int64_t row, int64_t begin, int64_t end) {
-  __shared__ float sums[THREADS * V];
+  __shared__ float parts[THREADS * V];
   const int lanes = lanes_for((end - begin + V - 1) / V), teams = THREADS / lanes;
   const int team = threadIdx.x / lanes, lane = threadIdx.x % lanes;
   for (int64_t block = begin; block < end; block += lanes * V) {
@@ -121,19 +148,22 @@ __device__ void aggregate_hub(const Job &job, int64_t row, int64_t begin, int64_
     float total[V] = {};
     for (int r = 0; j < end && r < job.count; ++r) {
       const tl_gather &relation = job.relations[r];
-      float sum[V] = {};
-      gather<T, V>(sum, relation, relation.rowptr[row] + team, relation.rowptr[row + 1], teams, j);
+      Sums<T, V> sums;
+      gather<T, V>(sums, relation, relation.rowptr[row] + team, relation.rowptr[row + 1], teams, j);
       const float scale = row_scale(relation, row);
 #pragma unroll
-      for (int v = 0; v < V; ++v) total[v] += scale * sum[v];
+      for (int v = 0; v < V; ++v) total[v] += scale * sums.get(v);
     }
 #pragma unroll
-    for (int v = 0; v < V; ++v) sums[threadIdx.x * V + v] = total[v];
+    for (int v = 0; v < V; ++v) parts[threadIdx.x * V + v] = total[v];
     __syncthreads();
     if (team == 0 && j < end) {
-      for (int other = 1; other < teams; ++other)
+      Sums<T, V> sums;
+      for (int other = 0; other < teams; ++other)
 #pragma unroll
-        for (int v = 0; v < V; ++v) total[v] += sums[(other * lanes + lane) * V + v];
+        for (int v = 0; v < V; ++v) sums.add(v, parts[(other * lanes + lane) * V + v]);
+#pragma unroll
+      for (int v = 0; v < V; ++v) total[v] = sums.get(v);
       add_base<T, V>(total, job, row, j);
       finish<T, V>(total, job, row, j);
     }
