@@ -18,6 +18,7 @@ def sources(width: int, h_dtype: torch.dtype, s_dtype: torch.dtype, precision: s
     gates = {"alpha_ptr": "*fp32"}
     shape = {"BLOCK_R": block_r(width), "PER_CHANNEL": True}
     size = h_dtype.itemsize
+    sums = "*fp64" if s_dtype == torch.float32 else "*fp32"
     yield (
         rung.rung_fwd_kernel,
         {"h_ptr": h, "s_ptr": s, "weight_ptr": h, "bias_ptr": "*fp32", "z_ptr": s, **gates},
@@ -30,7 +31,7 @@ def sources(width: int, h_dtype: torch.dtype, s_dtype: torch.dtype, precision: s
     )
     yield (
         rung.rung_bwd_kernel,
-        {"dz_ptr": s, "s_ptr": s, "z_ptr": s, "ds_ptr": s, "dbias_ptr": "*fp32", "dalpha_ptr": "*fp32", **gates},
+        {"dz_ptr": s, "s_ptr": s, "z_ptr": s, "ds_ptr": s, "dbias_ptr": sums, "dalpha_ptr": sums, **gates},
         {**shape, "NEED_DS": True, "NEED_DBIAS": True, "NEED_DALPHA": True, **rung.sums_config(width)},
     )
 

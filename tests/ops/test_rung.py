@@ -242,6 +242,32 @@ def test_implementations():
 
 
 @interpreted
+def test_float32_sums_keep_what_they_round_away():
+    large, ones = 2.0**25, 64  # between large and twice it float32 has every fourth integer
+    h = torch.zeros(1, 32 * ones)
+    h[0, ::32] = 1  # one in each tile
+    h[0, 1] = large
+    closed = torch.tensor(-1e3)  # the gate: z is the product
+    z = rung(h, torch.zeros(1, 3), torch.ones(3, 32 * ones), None, closed, impl="triton")
+    assert (z == large + ones).all()
+    bias = torch.zeros(3, requires_grad=True)
+    dz = torch.ones(ones + 2, 3)
+    dz[0], dz[-1] = large, -large
+    z = rung(torch.zeros(ones + 2, 5), torch.zeros(ones + 2, 3), torch.ones(3, 5), bias, closed, impl="triton")
+    assert (torch.autograd.grad(z, bias, dz)[0] == ones).all()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_infinities_stay_in_their_row(impl):
+    inputs = make((3,), 100, 5)
+    expected = rung(*inputs, impl=impl)
+    inputs[0][1, 3] = torch.inf
+    z = rung(*inputs, impl=impl)
+    assert z[1].isinf().all() and torch.equal(z[1] > 0, inputs[2][:, 3] > 0)
+    assert torch.equal(z[::2], expected[::2])
+
+
+@interpreted
 def test_float32_products_follow_pytorchs_switch(monkeypatch):
     from tlfast.ops._triton import precision
 

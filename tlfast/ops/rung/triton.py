@@ -1,7 +1,8 @@
 """A rung on the GPU in Triton: the tap h is read once in the forward and once in the backward pass.
 
 A program holds every channel of the side state (BLOCK_R covers R), so no tile of h is needed twice. Sums over tokens
-are written apart and added by torch in a fixed order: the result has the same bits every time.
+are written apart and added by torch in a fixed order: the result has the same bits every time. Of float32 operands
+every sum is as exact as cuBLAS' split ones: products by tiles, with what rounding lost; over tokens in float64.
 """
 
 from __future__ import annotations
@@ -28,6 +29,21 @@ def _gate(alpha_ptr, channels, R, temperature, PER_CHANNEL: tl.constexpr):
 
 
 @triton.jit
+def _add_product(a, b, total, left, PRECISION: tl.constexpr):
+    # total + a @ b, and what rounding has left out of it (Kahan). In float32 a single chain of sums over all of D or M errs
+    # more than cuBLAS, which splits it: a tile's product is summed apart, beginning with what was left out before.
+    if a.dtype == tl.float32 and PRECISION == "ieee":
+        product = tl.dot(a, b, left, input_precision=PRECISION)
+        before = total
+        total = before + product
+        left = product - (total - before)
+        left = tl.where(left == left, left, 0.0)  # NaN beside an infinity
+    else:
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+    return total, left
+
+
+@triton.jit
 def rung_fwd_kernel(
     h_ptr, s_ptr, weight_ptr, bias_ptr, alpha_ptr, z_ptr,
     M, D, R, inner_rows, stride_h_outer, stride_h_inner, stride_s, temperature,
@@ -39,6 +55,7 @@ def rung_fwd_kernel(
     columns = tl.arange(0, BLOCK_D)  # [BLOCK_D]
     h_rows = h_ptr + (rows // inner_rows) * stride_h_outer + (rows % inner_rows) * stride_h_inner
     product = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
+    left = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
     for start in range(0, D, BLOCK_D):
         inside = start + columns < D
         h = tl.load(
@@ -49,7 +66,7 @@ def rung_fwd_kernel(
             mask=(channels < R)[None, :] & inside[:, None],
             other=0.0,
         )  # [BLOCK_D, BLOCK_R]
-        product = tl.dot(h, w, product, input_precision=PRECISION)
+        product, left = _add_product(h, w, product, left, PRECISION)
 
     mu, rest = _gate(alpha_ptr, channels, R, temperature, PER_CHANNEL)
     if HAS_BIAS:
@@ -67,12 +84,14 @@ def rung_bwd_kernel(
     NEED_DS: tl.constexpr, NEED_DBIAS: tl.constexpr, NEED_DALPHA: tl.constexpr, PER_CHANNEL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    # ds, and this program's share of dbias and dalpha: one row of [programs, R] each
+    # ds, and this program's share of dbias and dalpha: one row of [programs, R] each. The memory-bound pass has time for
+    # sums of float32 in float64, which neither cancelling terms nor their order can harm.
+    SUMS: tl.constexpr = tl.float64 if dz_ptr.dtype.element_ty == tl.float32 else tl.float32
     program = tl.program_id(0).to(tl.int64)
     channels = tl.arange(0, BLOCK_R)  # [BLOCK_R]
     mu, rest = _gate(alpha_ptr, channels, R, temperature, PER_CHANNEL)
-    sum_dz = tl.zeros((BLOCK_R,), dtype=tl.float32)
-    sum_gate = tl.zeros((BLOCK_R,), dtype=tl.float32)
+    sum_dz = tl.zeros((BLOCK_R,), dtype=SUMS)
+    sum_gate = tl.zeros((BLOCK_R,), dtype=SUMS)
     first = program * rows_per_program
     for start in range(0, rows_per_program, BLOCK_M):
         rows = first + start + tl.arange(0, BLOCK_M)  # [BLOCK_M]
@@ -82,11 +101,11 @@ def rung_bwd_kernel(
             ds = mu[None, :] * dz  # [BLOCK_M, BLOCK_R]
             tl.store(ds_ptr + rows[:, None] * R + channels[None, :], ds.to(ds_ptr.dtype.element_ty), mask=mask)
         if NEED_DBIAS:
-            sum_dz += tl.sum(dz, axis=0)
+            sum_dz += tl.sum(dz.to(SUMS), axis=0)
         if NEED_DALPHA:
             s = tl.load(s_ptr + rows[:, None] * stride_s + channels[None, :], mask=mask, other=0.0).to(tl.float32)
             z = tl.load(z_ptr + rows[:, None] * stride_z + channels[None, :], mask=mask, other=0.0).to(tl.float32)
-            sum_gate += tl.sum(dz * (s - z), axis=0)
+            sum_gate += tl.sum(dz.to(SUMS) * (s - z).to(SUMS), axis=0)
     if NEED_DBIAS:
         tl.store(dbias_ptr + program * R + channels, rest * sum_dz, mask=channels < R)
     if NEED_DALPHA:
@@ -105,6 +124,7 @@ def rung_bwd_weight_kernel(
     split = tl.program_id(1).to(tl.int64)
     channels = tl.arange(0, BLOCK_R)  # [BLOCK_R]
     dweight = tl.zeros((BLOCK_R, BLOCK_D), dtype=tl.float32)
+    left = tl.zeros((BLOCK_R, BLOCK_D), dtype=tl.float32)
     first = split * rows_per_split
     for start in range(0, rows_per_split, BLOCK_M):
         rows = first + start + tl.arange(0, BLOCK_M)  # [BLOCK_M]
@@ -117,7 +137,7 @@ def rung_bwd_weight_kernel(
             mask=(rows < M)[None, :] & (channels < R)[:, None],
             other=0.0,
         )  # [BLOCK_R, BLOCK_M]
-        dweight = tl.dot(dz.to(h.dtype), h, dweight, input_precision=PRECISION)
+        dweight, left = _add_product(dz.to(h.dtype), h, dweight, left, PRECISION)
 
     _, rest = _gate(alpha_ptr, channels, R, temperature, PER_CHANNEL)
     tl.store(
@@ -133,19 +153,20 @@ def forward_config(width: int, h_bytes: int) -> dict[str, int]:
     block_m = 64 if h_bytes == 2 else 32
     return {
         "BLOCK_M": block_m if covered < 512 else block_m // 2,
-        "BLOCK_D": 64 if h_bytes == 2 else 32 if covered < 512 else 16,
-        "num_warps": 4 if covered < 256 else 8,
+        "BLOCK_D": 64 if h_bytes == 2 else 32 if covered < 256 else 16,
+        "num_warps": 4 if covered < (256 if h_bytes == 2 else 128) else 8,  # float32 sums twice
         "num_stages": 3 if covered < 512 else 2,
     }
 
 
 def weight_config(width: int, h_bytes: int) -> dict[str, int]:
     """The same for the weight gradient."""
-    wide = block_r(width) >= 256
+    covered = block_r(width)
+    block_m = 64 if h_bytes == 2 else 32
     return {
-        "BLOCK_M": 64 if h_bytes == 2 and block_r(width) < 512 else 32,
+        "BLOCK_M": block_m if covered < 512 else block_m // 2,
         "BLOCK_D": 64 if h_bytes == 2 else 32,
-        "num_warps": 8 if wide else 4,
+        "num_warps": 4 if covered < 256 else 8,
         "num_stages": 3,
     }
 
@@ -238,8 +259,9 @@ def _elementwise(
     programs = triton.cdiv(count, rows_per_program)
     s_rows, z_rows = (g, g) if s is None or z is None else (as_rows(s), as_rows(z))
     ds = torch.empty(g.shape, dtype=g.dtype, device=g.device) if need_ds else None
-    dbias = torch.empty((programs, width), dtype=torch.float32, device=g.device) if need_dbias else None
-    dalpha = torch.empty((programs, width), dtype=torch.float32, device=g.device) if s is not None else None
+    sums = torch.float64 if g.dtype == torch.float32 else torch.float32
+    dbias = torch.empty((programs, width), dtype=sums, device=g.device) if need_dbias else None
+    dalpha = torch.empty((programs, width), dtype=sums, device=g.device) if s is not None else None
     if g.numel():
         rung_bwd_kernel[(programs,)](
             g,
@@ -264,9 +286,9 @@ def _elementwise(
             **config,
         )
     if dbias is not None:
-        dbias = dbias.sum(0)
+        dbias = dbias.sum(0).float()
     if dalpha is not None:
-        dalpha = dalpha.sum(0) if alpha.numel() > 1 else dalpha.sum().view(alpha.shape)
+        dalpha = (dalpha.sum(0) if alpha.numel() > 1 else dalpha.sum().view(alpha.shape)).float()
     return ds, dbias, dalpha
 
 
