@@ -30,8 +30,8 @@ def _gate(alpha_ptr, channels, R, temperature, PER_CHANNEL: tl.constexpr):
 
 @triton.jit
 def _add_product(a, b, total, left, PRECISION: tl.constexpr):
-    # total + a @ b, and what rounding has left out of it (Kahan). In float32 a single chain of sums over all of D or M errs
-    # more than cuBLAS, which splits it: a tile's product is summed apart, beginning with what was left out before.
+    # total + a @ b, and what rounding has left out of it (Kahan). In float32 a single chain of sums over all of D or M
+    # errs more than cuBLAS, which splits it: a tile's product is summed apart, beginning with what was left out before.
     if a.dtype == tl.float32 and PRECISION == "ieee":
         product = tl.dot(a, b, left, input_precision=PRECISION)
         before = total
@@ -84,8 +84,8 @@ def rung_bwd_kernel(
     NEED_DS: tl.constexpr, NEED_DBIAS: tl.constexpr, NEED_DALPHA: tl.constexpr, PER_CHANNEL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    # ds, and this program's share of dbias and dalpha: one row of [programs, R] each. The memory-bound pass has time for
-    # sums of float32 in float64, which neither cancelling terms nor their order can harm.
+    # ds, and this program's share of dbias and dalpha: one row of [programs, R] each. The memory-bound pass has time
+    # for sums of float32 in float64, which neither cancelling terms nor their order can harm.
     SUMS: tl.constexpr = tl.float64 if dz_ptr.dtype.element_ty == tl.float32 else tl.float32
     program = tl.program_id(0).to(tl.int64)
     channels = tl.arange(0, BLOCK_R)  # [BLOCK_R]
