@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import _dispatch
-from .._rows import as_rows
+from .._rows import as_operand, as_rows
 from ..quantise_rows import quantise_rows
 from .triton_activate import finished
 from .triton_quantised import fp8_linear, int8_linear
@@ -33,7 +33,7 @@ def _rounded(x: torch.Tensor) -> torch.Tensor:
 
 
 def _bf16(x: torch.Tensor, weight: FrozenWeight, activation: str, out_dtype: torch.dtype) -> torch.Tensor:
-    x, matrix = _rounded(x), weight.values[: weight.outputs, : weight.inputs].to(_PRODUCT)
+    x, matrix = as_operand(_rounded(x)), weight.values[: weight.outputs, : weight.inputs].to(_PRODUCT)
     bias = None if weight.bias is None else weight.bias[: weight.outputs]
     if activation == "none" and not weight.gated and out_dtype == _PRODUCT:
         return F.linear(x, matrix, None if bias is None else bias.to(_PRODUCT))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ... import _native
-from .._rows import as_float32, as_rows
+from .._rows import as_float32, as_operand, as_rows
 
 
 def _stream(tensor: torch.Tensor) -> int:
@@ -21,7 +21,7 @@ def forward(  # pragma: gpu
     alpha: torch.Tensor,
     temperature: float,
 ) -> torch.Tensor:
-    p = F.linear(as_rows(h), weight.to(h.dtype))  # (rows, R)
+    p = F.linear(as_operand(h), weight.to(h.dtype))  # (rows, R)
     s_rows = as_rows(s)
     z = p if p.dtype == s.dtype else torch.empty(p.shape, dtype=s.dtype, device=s.device)
     gate = as_float32(alpha)
@@ -83,7 +83,7 @@ def backward(  # pragma: gpu
         )
     dweight = None
     if h is not None:
-        dweight = (g.to(h.dtype).t() @ as_rows(h)).float()
+        dweight = (as_operand(g.to(h.dtype)).t() @ as_operand(h)).float()
         dweight.mul_(torch.sigmoid(-gate / temperature).unsqueeze(-1))
     return (
         None if ds is None else ds.view(dz.shape),

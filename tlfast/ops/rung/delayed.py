@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import _dispatch
-from .._rows import as_rows
+from .._rows import as_operand, as_rows
 from .autograd import kernels
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -46,7 +46,7 @@ def rung_gradients(
     if alpha is None:
         return dweight, dbias, None
     rest = torch.sigmoid(-gate.to(dweight.dtype) / temperature)
-    p = F.linear(as_rows(h), weight.to(h.dtype)).to(dweight.dtype)
+    p = F.linear(as_operand(h), weight.to(h.dtype)).to(dweight.dtype)
     dz_p = p.mul_(as_rows(dz)).sum(0)
     if bias is not None:
         dz_p += as_rows(dz).to(dweight.dtype).sum(0) * bias
@@ -69,6 +69,6 @@ def _products(
         _, dweight, dbias, _ = kernels(chosen).backward(dz, h, None, None, gate, temperature, False, True)
         return dweight, dbias
     rest, rows = torch.sigmoid(-gate / temperature), as_rows(dz)
-    product = rows.to(h.dtype).T @ as_rows(h)
+    product = as_operand(rows.to(h.dtype)).T @ as_operand(h)
     wide = torch.promote_types(product.dtype, torch.float32)
     return product.to(wide) * rest[..., None], rows.to(wide).sum(0) * rest
