@@ -229,6 +229,32 @@ def test_auto(monkeypatch):
     assert taken == ["native", "reference", "reference"]
 
 
+@pytest.mark.parametrize(
+    "h_dtype, missing, expected",
+    [
+        (torch.float32, (), "cuda"),
+        (torch.bfloat16, (), "triton"),
+        (torch.float32, ("cuda",), "triton"),
+        (torch.float32, ("triton",), "cuda"),
+        (torch.float64, (), "reference"),
+    ],
+)
+def test_what_auto_takes_on_a_gpu(h_dtype, missing, expected, monkeypatch):
+    monkeypatch.setattr(_dispatch, "MISSING", dict.fromkeys(missing, "blocked"))
+    monkeypatch.setattr(_dispatch, "TRITON_INTERPRETED", False)
+    monkeypatch.setitem(_dispatch.ORDER, "meta", _dispatch.ORDER["cuda"])
+    taken = []
+    choose = _dispatch.choose
+
+    def watched(*args):
+        taken.append(choose(*args))
+        return "reference"  # shapes are enough
+
+    monkeypatch.setattr(_dispatch, "choose", watched)
+    rung(*(x.detach().to("meta") for x in make((2,), 3, 5, h_dtype)))
+    assert taken == [expected]
+
+
 def test_implementations():
     found = tlfast.ops.implementations("rung")
     assert list(found) == ["reference", "native", "triton", "cuda"]

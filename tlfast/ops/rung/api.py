@@ -34,7 +34,8 @@ def rung(
         bias: (R,) or None.
         alpha: gate, () or (1,) for one gate, (R,) for one per channel; dimensionless.
         temperature: of the gate, positive; dimensionless.
-        impl: "auto", "reference", "native", "triton" or "cuda". A named one runs or raises, it never falls back.
+        impl: "auto", "reference", "native", "triton" or "cuda". A named one runs or raises, it never falls back. "auto"
+            takes "cuda" before "triton" for taps in float32, whose products cuBLAS computes faster.
 
     Returns:
         (..., R) in the dtype of s. Under autocast h is first cast to autocast's dtype. The product's operands have the
@@ -66,6 +67,8 @@ def rung(
                 return f"it takes float32, bfloat16 and float16, not {tensor.dtype}; use impl='reference'"
             if name == "triton" and tensor.dtype == torch.bfloat16 and _dispatch.TRITON_INTERPRETED:
                 return "Triton's interpreter computes bfloat16 wrongly; unset TRITON_INTERPRET or use float32"
+        if name == "triton" and impl == "auto" and h.dtype == torch.float32 and "cuda" not in _dispatch.MISSING:
+            return "cuBLAS multiplies float32 faster"
         if name == "triton" and weight.shape[0] > _TRITON_WIDTH:
             return f"its programs hold the whole side width, at most {_TRITON_WIDTH}, not {weight.shape[0]}; use 'cuda'"
         return None
