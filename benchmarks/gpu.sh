@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # On a machine with a CUDA GPU, without network: build, run the GPU tests, run the GPU's benchmarks, write
 # benchmarks/results/<gpu>.json. Reports nothing after a red test or a wrong result. Each step has its own time limit, and
-# all together 9 minutes; a benchmark that does not end in time is named and left out.
-#   PYTHON=/path/to/python bash benchmarks/gpu.sh
+# all together $LIMIT seconds, 9 minutes if it is not set; a benchmark that does not end in time is named and left out, and
+# keeps the entries that the file has of it. Named suites are run alone, in their order.
+#   PYTHON=/path/to/python bash benchmarks/gpu.sh [SUITE ...]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python="${PYTHON:-python3}"
@@ -34,10 +35,10 @@ raw="$(mktemp -d)"
 trap 'rm -rf "$raw"' EXIT
 export PYTHONDONTWRITEBYTECODE=1
 
-# within LIMIT COMMAND...: the command, ended after LIMIT seconds or when the 9 minutes are over; 124 says that it was
+# within SECONDS COMMAND...: the command, ended after as many or when all are over; 124 says that it was
 SECONDS=0
 within() {
-  local limit="$1" left=$((540 - SECONDS))
+  local limit="$1" left=$((${LIMIT:-540} - SECONDS))
   shift
   [ "$left" -gt 0 ] || return 124
   timeout --kill-after=5 "$((limit < left ? limit : left))" "$@"
@@ -49,9 +50,14 @@ within 150 "$python" -m pip install -q --no-build-isolation --no-deps -e . || fa
   || fail "the library was built without CUDA"
 
 echo "== tests"
-within 240 "$python" -m pytest -q -m gpu tests/ops tests/backbone tests/graph tests/ladder || fail "a GPU test is red or too slow: nothing is reported"
+# kernels are compiled on the host's cores, as many tests at a time where pytest-xdist is there
+parallel=()
+"$python" -c 'import xdist' 2> /dev/null && parallel=(-n "$(($(nproc) < 14 ? $(nproc) : 14))" --dist worksteal)
+within 240 "$python" -m pytest -q -m gpu "${parallel[@]}" tests/ops tests/backbone tests/graph tests/ladder || fail "a GPU test is red or too slow: nothing is reported"
 
-for suite in frozen_kernels frozen_gpu rung hetero_gpu contrastive_gpu; do
+suites=("$@")
+[ $# -gt 0 ] || suites=(ladder_gpu frozen_kernels frozen_gpu rung hetero_gpu contrastive_gpu)
+for suite in "${suites[@]}"; do
   echo "== benchmark: $suite"
   status=0
   within 120 "$python" -m pytest -q -s -p no:cacheprovider --benchmark-json="$raw/$suite.json" \
@@ -72,10 +78,15 @@ raw, result = sys.argv[1:]
 contents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(pathlib.Path(raw).glob("*.json"))]
 if not contents:
     sys.exit("gpu.sh: no benchmark ran to its end: nothing is reported")
-entries = sorted((entry for content in contents for entry in content["benchmarks"]), key=lambda entry: entry["fullname"])
-for entry in entries:
+entries = {}
+if pathlib.Path(result).is_file():
+    earlier = json.loads(pathlib.Path(result).read_text(encoding="utf-8"))["benchmarks"]
+    entries = {entry["fullname"]: entry for entry in earlier}
+for entry in (entry for content in contents for entry in content["benchmarks"]):
     entry["stats"].pop("data", None)
+    entries[entry["fullname"]] = entry
     print(json.dumps(entry["extra_info"]["row"], indent=1))
+entries = [entries[name] for name in sorted(entries)]
 kept = {name: contents[0][name] for name in ("datetime", "version")}
 kept |= {"benchmarks": entries, "environment": measure.environment()}
 with open(result, "w", encoding="utf-8") as file:

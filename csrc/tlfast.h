@@ -341,8 +341,8 @@ int tl_transpose_rows_cpu(const tl_rows *relations, int64_t num_relations, int t
 int tl_rung_forward_cuda(const void *p, const void *s, const float *bias, const float *alpha, void *z, int64_t rows,
                          int64_t width, int64_t num_alpha, int64_t p_stride, int64_t s_stride, int p_dtype, int s_dtype,
                          float temperature, void *stream);
-int tl_rung_backward_cuda(const void *dz, const void *s, const void *z, const float *alpha, void *ds, float *dbias,
-                          float *dalpha, int64_t rows, int64_t width, int64_t num_alpha, int64_t dz_stride,
+int tl_rung_backward_cuda(const void *dz, const void *s, const void *z, const float *alpha, void *ds, double *dbias,
+                          double *dalpha, int64_t rows, int64_t width, int64_t num_alpha, int64_t dz_stride,
                           int64_t s_stride, int64_t z_stride, int dtype, float temperature, void *stream);
 // `relations` itself lies on the host, what it points to on the device.
 int tl_hetero_aggregate_cuda(const tl_gather *relations, const void *base, void *y, const int32_t *tasks,

@@ -62,6 +62,8 @@ def assert_accurate(sizes, dtype, settings, impl, device="cpu"):
             theirs.append(with_gradient(plain, hidden, weight, labels, **given))
             exact.append(with_gradient(plain, hidden.double(), weight.double(), labels, **given))
         losses, gradients = ([torch.stack([x[i] for x in y]) for y in (ours, theirs, exact)] for i in (0, 1))
-        assert_within_budget("loss", *losses)
+        # a difference of two logits, of which each is rounded; plain PyTorch's is exact where there is but one
+        rounding = torch.finfo(torch.float32).eps * (hidden.double() @ weight.double().T).abs().max()
+        assert_within_budget("loss", *losses, rounding)
         # ours rounds the gradient of the sum, and once more what scales it
         assert_within_budget("gradient", *gradients, gradients[2].abs() * torch.finfo(dtype).eps)

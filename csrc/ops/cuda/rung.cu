@@ -37,14 +37,14 @@ __global__ void rung_fwd_kernel(const P *p, const S *s, const float *bias, const
 }
 
 template <class S>
-__global__ void rung_bwd_kernel(const S *dz, const S *s, const S *z, const float *alpha, S *ds, float *dbias,
-                                float *dalpha, int64_t rows, int64_t width, int64_t num_alpha, int64_t dz_stride,
+__global__ void rung_bwd_kernel(const S *dz, const S *s, const S *z, const float *alpha, S *ds, double *dbias,
+                                double *dalpha, int64_t rows, int64_t width, int64_t num_alpha, int64_t dz_stride,
                                 int64_t s_stride, int64_t z_stride, float temperature) {
   const int64_t j = static_cast<int64_t>(blockIdx.y) * LANES + threadIdx.x;
   const bool inside = j < width;
   const float x = inside ? alpha[num_alpha == 1 ? 0 : j] / temperature : 0.0f;
   const float mu = sigmoid(x), rest = sigmoid(-x);
-  float sum_dz = 0.0f, sum_gate = 0.0f;
+  double sum_dz = 0.0, sum_gate = 0.0;  // a chain of thousands of tokens, which PyTorch adds in a tree
   const int64_t step = static_cast<int64_t>(gridDim.x) * ROWS_IN_FLIGHT;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * ROWS_IN_FLIGHT + threadIdx.y; inside && i < rows; i += step) {
     const float g = load(dz + i * dz_stride + j);
@@ -53,7 +53,7 @@ __global__ void rung_bwd_kernel(const S *dz, const S *s, const S *z, const float
     if (ds != nullptr) store(ds + i * width + j, mu * g);
   }
 
-  __shared__ float sums[2][ROWS_IN_FLIGHT][LANES];
+  __shared__ double sums[2][ROWS_IN_FLIGHT][LANES];
   sums[0][threadIdx.y][threadIdx.x] = sum_dz;
   sums[1][threadIdx.y][threadIdx.x] = sum_gate;
   __syncthreads();
@@ -64,7 +64,7 @@ __global__ void rung_bwd_kernel(const S *dz, const S *s, const S *z, const float
   }
   if (inside && dbias != nullptr) atomicAdd(dbias + j, rest * sum_dz);
   if (dalpha == nullptr) return;
-  float gate = mu / temperature * sum_gate;
+  double gate = mu / temperature * sum_gate;
   if (num_alpha != 1) {
     if (inside) atomicAdd(dalpha + j, gate);
     return;
@@ -117,7 +117,7 @@ extern "C" int tl_rung_forward_cuda(const void *p, const void *s, const float *b
 }
 
 extern "C" int tl_rung_backward_cuda(const void *dz, const void *s, const void *z, const float *alpha, void *ds,
-                                     float *dbias, float *dalpha, int64_t rows, int64_t width, int64_t num_alpha,
+                                     double *dbias, double *dalpha, int64_t rows, int64_t width, int64_t num_alpha,
                                      int64_t dz_stride, int64_t s_stride, int64_t z_stride, int dtype,
                                      float temperature, void *stream) {
   if (rows == 0 || width == 0) return TL_OK;

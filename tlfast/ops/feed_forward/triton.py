@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from .._rows import as_rows
+from .._rows import as_operand
 from .._triton import activate, slope
 from .weights import Weights
 
@@ -75,7 +75,7 @@ def config(hidden: int) -> dict[str, int]:
 
 
 def forward(x: torch.Tensor, weights: Weights, activation: str) -> torch.Tensor:
-    x_rows = as_rows(x)
+    x_rows = as_operand(x)
     h = x_rows @ _first_of(x.dtype, weights).T
     a = torch.empty(len(h), len(weights.up_weight), dtype=x.dtype, device=x.device)
     _between(feed_forward_fwd_kernel, h, a, weights, activation)
@@ -92,7 +92,7 @@ def backward(
     need_dweights: bool,
 ) -> tuple[torch.Tensor | None, ...]:
     """dx in the dtype of x, and in float32 what each weight and bias gets; None for those that are not wanted."""
-    dy_rows, x_rows, first = as_rows(dy), as_rows(x), _first_of(x.dtype, weights)
+    dy_rows, x_rows, first = as_operand(dy), as_operand(x), _first_of(x.dtype, weights)
     h, a = x_rows @ first.T, dy_rows @ weights.down_weight.to(x.dtype)
     _between(feed_forward_bwd_kernel, h, a, weights, activation)
     dx = (h @ first).view(x.shape) if need_dx else None

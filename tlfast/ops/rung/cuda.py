@@ -61,8 +61,8 @@ def backward(  # pragma: gpu
     gate = as_float32(alpha)
     ds = torch.empty(g.shape, dtype=g.dtype, device=g.device) if need_ds else None
     # the kernel adds its blocks' sums into these
-    dbias = torch.zeros(g.shape[1], dtype=torch.float32, device=g.device) if need_dbias else None
-    dalpha = torch.zeros(gate.shape, dtype=torch.float32, device=g.device) if s is not None else None
+    dbias = torch.zeros(g.shape[1], dtype=torch.float64, device=g.device) if need_dbias else None
+    dalpha = torch.zeros(gate.shape, dtype=torch.float64, device=g.device) if s is not None else None
     with torch.cuda.device(g.device):
         _native.library().rung_backward_cuda(
             g.data_ptr(),
@@ -88,6 +88,6 @@ def backward(  # pragma: gpu
     return (
         None if ds is None else ds.view(dz.shape),
         dweight,
-        dbias,
-        dalpha,
+        None if dbias is None else dbias.float(),
+        None if dalpha is None else dalpha.float(),
     )
