@@ -138,7 +138,7 @@ def test_the_same_bits_every_time():
 def test_offsets_beyond_32_bits():
     if torch.cuda.mem_get_info()[0] < 12 * 2**30:
         pytest.skip("needs 12 GiB of free GPU memory")
-    far = torch.zeros(2 * 2**30 + 2**20, dtype=torch.bfloat16, device="cuda")
+    far = torch.zeros(2 * 2**30 + 2**21, dtype=torch.bfloat16, device="cuda")
     q, k, v = (far[i * 64 :].as_strided((2, 3, 2, 8), (2**20, 2**30, 8, 1)) for i in range(3))
     for x in (q, k, v):
         x.normal_()

@@ -43,8 +43,8 @@ def freeze(
         "fp8" (float8_e4m3fn, with a scale a token and a channel; embeddings in int8) needs the model on a CUDA GPU of
         compute capability 9.0 or newer.
         Weights are laid out for the model's device: freeze it where it shall run, or move the backbone, which lays them
-        out anew. The kernels for CUDA are compiled ahead of time and checked under Triton's interpreter; they have not
-        yet run on a GPU.
+        out anew. The head of a language model stays in float32; where all training is under autocast in bfloat16,
+        `backbone.model.lm_head.bfloat16()` stores it once as every step would round it.
     taps: "all", or indices of the blocks whose outputs are wanted; negative ones count from the end. For an
         encoder-decoder they count in each of the two.
     calibration: for "int8": batches of the model's inputs, from which the sizes of the activations' columns are read;

@@ -28,8 +28,9 @@ def slope(x, ACTIVATION: tl.constexpr):
     if ACTIVATION == "gelu":
         d = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
     elif ACTIVATION == "gelu_tanh":
-        s = tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-        d = s + x * s * (1.0 - s) * 1.5957691216057308 * (1.0 + 0.134145 * x * x)
+        u = 1.5957691216057308 * (x + 0.044715 * x * x * x)
+        s = tl.sigmoid(u)  # 1 - s would lose digits where s is near 1
+        d = s + x * s * tl.sigmoid(-u) * 1.5957691216057308 * (1.0 + 0.134145 * x * x)
     elif ACTIVATION == "quick_gelu":
         s = tl.sigmoid(1.702 * x)
         d = s + 1.702 * x * s * (1.0 - s)

@@ -295,10 +295,13 @@ def attention_bwd_dkv_kernel(
 
 
 def forward_config(head_dim: int, element_bytes: int) -> dict[str, int]:
-    """Tile sizes for a head's channels and bytes an element: no spills, shared memory within the chip's limit."""
+    """Tile sizes for a head's channels and bytes an element, the fastest of a sweep on an H200 at 8 channels; no spills
+    but for a few bytes with a mask, dropout and a diagonal at once on compute capability 8.0."""
     if element_bytes == 4:
         return _float32_config(head_dim)
-    return {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4 if head_dim <= 32 else 8, "num_stages": 3}
+    if head_dim <= 32:
+        return {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3}
+    return {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 3}
 
 
 def dq_config(head_dim: int, element_bytes: int) -> dict[str, int]:

@@ -39,9 +39,9 @@ def feed_forward(
 
     Returns:
         (..., R) in the dtype of x, which the weights share; under autocast x and the weights are first cast to
-        autocast's dtype. "triton" adds biases, activates and gates in float32 what the first layer's product gives, and
-        rounds once what the second layer reads. Gradients reach all that is given, once (no double backward, except
-        with impl="reference"). Kernels take float32, bfloat16 and float16; float64 runs on the reference alone.
+        autocast's dtype. "triton" activates and gates in float32 what the first layer gives, and rounds once what the
+        second one reads. Gradients reach all that is given, once (no double backward, except with impl="reference").
+        Kernels take float32, bfloat16 and float16; float64 runs on the reference alone.
 
     Cost, for M rows, with n = 2 weights (3 gated): 2 n M R F flops and at least the bytes of x and y (2 M R) and of the
     weights (n R F) forward; 4 n M R F flops, and x, dy, dx (3 M R), the weights and their gradients (2 n R F) backward.

@@ -19,27 +19,18 @@ _BLOCK = 1024
 
 
 @triton.jit
-def _hidden_of(ptr, bias_ptr, columns, mask, HAS_BIAS: tl.constexpr):
-    x = tl.load(ptr + columns, mask=mask, other=0.0).to(tl.float32)  # [BLOCK]
-    if HAS_BIAS:
-        x += tl.load(bias_ptr + columns, mask=mask, other=0.0).to(tl.float32)
-    return x
-
-
-@triton.jit
 def feed_forward_fwd_kernel(
-    h_ptr, up_bias_ptr, gate_bias_ptr, a_ptr,
+    h_ptr, a_ptr,
     F,
-    HAS_UP_BIAS: tl.constexpr, HAS_GATE_BIAS: tl.constexpr, GATED: tl.constexpr, ACTIVATION: tl.constexpr,
-    BLOCK: tl.constexpr,
+    GATED: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     # h [M, F], of a gated one [M, 2 F], up before gate -> a [M, F], what the second layer reads
     row, columns = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < F
-    h_row = h_ptr + row * F * (2 if GATED else 1)
-    a = _hidden_of(h_row, up_bias_ptr, columns, mask, HAS_UP_BIAS)
+    h_row = h_ptr + row * F * (2 if GATED else 1) + columns
+    a = tl.load(h_row, mask=mask, other=0.0).to(tl.float32)  # [BLOCK]
     if GATED:
-        a *= activate(_hidden_of(h_row + F, gate_bias_ptr, columns, mask, HAS_GATE_BIAS), ACTIVATION)
+        a *= activate(tl.load(h_row + F, mask=mask, other=0.0).to(tl.float32), ACTIVATION)
     else:
         a = activate(a, ACTIVATION)
     tl.store(a_ptr + row * F + columns, a.to(a_ptr.dtype.element_ty), mask=mask)
@@ -47,25 +38,24 @@ def feed_forward_fwd_kernel(
 
 @triton.jit
 def feed_forward_bwd_kernel(
-    h_ptr, up_bias_ptr, gate_bias_ptr, a_ptr,
+    h_ptr, a_ptr,
     F,
-    HAS_UP_BIAS: tl.constexpr, HAS_GATE_BIAS: tl.constexpr, GATED: tl.constexpr, ACTIVATION: tl.constexpr,
-    BLOCK: tl.constexpr,
+    GATED: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     # a [M, F] comes as its gradient and becomes itself; h [M, F or 2 F] becomes its gradient
     row, columns = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < F
-    h_row, a_row = h_ptr + row * F * (2 if GATED else 1), a_ptr + row * F + columns
-    da = tl.load(a_row, mask=mask, other=0.0).to(tl.float32)
-    h = _hidden_of(h_row, up_bias_ptr, columns, mask, HAS_UP_BIAS)
+    h_row, a_row = h_ptr + row * F * (2 if GATED else 1) + columns, a_ptr + row * F + columns
+    da = tl.load(a_row, mask=mask, other=0.0).to(tl.float32)  # [BLOCK]
+    h = tl.load(h_row, mask=mask, other=0.0).to(tl.float32)
     if GATED:
-        g = _hidden_of(h_row + F, gate_bias_ptr, columns, mask, HAS_GATE_BIAS)
+        g = tl.load(h_row + F, mask=mask, other=0.0).to(tl.float32)
         activated = activate(g, ACTIVATION)
-        tl.store(h_row + F + columns, (da * h * slope(g, ACTIVATION)).to(h_ptr.dtype.element_ty), mask=mask)
+        tl.store(h_row + F, (da * h * slope(g, ACTIVATION)).to(h_ptr.dtype.element_ty), mask=mask)
         dh, a = da * activated, h * activated
     else:
         dh, a = da * slope(h, ACTIVATION), activate(h, ACTIVATION)
-    tl.store(h_row + columns, dh.to(h_ptr.dtype.element_ty), mask=mask)
+    tl.store(h_row, dh.to(h_ptr.dtype.element_ty), mask=mask)
     tl.store(a_row, a.to(a_ptr.dtype.element_ty), mask=mask)
 
 
@@ -75,8 +65,7 @@ def config(hidden: int) -> dict[str, int]:
 
 
 def forward(x: torch.Tensor, weights: Weights, activation: str) -> torch.Tensor:
-    x_rows = as_operand(x)
-    h = x_rows @ _first_of(x.dtype, weights).T
+    h = F.linear(as_operand(x), *_first_layer(x.dtype, weights))
     a = torch.empty(len(h), len(weights.up_weight), dtype=x.dtype, device=x.device)
     _between(feed_forward_fwd_kernel, h, a, weights, activation)
     bias = None if weights.down_bias is None else weights.down_bias.to(x.dtype)
@@ -92,26 +81,40 @@ def backward(
     need_dweights: bool,
 ) -> tuple[torch.Tensor | None, ...]:
     """dx in the dtype of x, and in float32 what each weight and bias gets; None for those that are not wanted."""
-    dy_rows, x_rows, first = as_operand(dy), as_operand(x), _first_of(x.dtype, weights)
-    h, a = x_rows @ first.T, dy_rows @ weights.down_weight.to(x.dtype)
+    dy_rows, x_rows, (first, bias) = as_operand(dy), as_operand(x), _first_layer(x.dtype, weights)
+    h, a = F.linear(x_rows, first, bias), dy_rows @ weights.down_weight.to(x.dtype)
     _between(feed_forward_bwd_kernel, h, a, weights, activation)
     dx = (h @ first).view(x.shape) if need_dx else None
     if not need_dweights:
         return dx, *(None,) * 6
-    dup, *dgate = (h.T @ x_rows).float().split(len(weights.up_weight))
-    dup_bias, *dgate_bias = h.sum(0, dtype=torch.float32).split(len(weights.up_weight))
+    dup, *dgate = _halves(h.T @ x_rows, weights)
+    dup_bias, *dgate_bias = _halves(h.sum(0, dtype=torch.float32), weights)
     grads = (dup, dup_bias, (dy_rows.T @ a).float(), dy_rows.sum(0, dtype=torch.float32), *dgate, *dgate_bias)
     found = zip(weights, (*grads, None, None), strict=False)
     return dx, *(None if weight is None else grad for weight, grad in found)
 
 
-def _first_of(dtype: torch.dtype, w: Weights) -> torch.Tensor:
-    """The weights of the first layer, (F, R), or (2 F, R) with the gate's after them, in a dtype."""
+def _first_layer(dtype: torch.dtype, w: Weights) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight (F, R) and bias (F,) of the first layer, with the gate's after them, (2 F, R) and (2 F,), in a dtype."""
     if w.gate_weight is None:
-        return w.up_weight.to(dtype)
-    both = torch.empty(2, *w.up_weight.shape, dtype=dtype, device=w.up_weight.device)
-    both[0], both[1] = w.up_weight, w.gate_weight
+        return w.up_weight.to(dtype), None if w.up_bias is None else w.up_bias.to(dtype)
+    weight = _after(w.up_weight, w.gate_weight, dtype)
+    if w.up_bias is None and w.gate_bias is None:
+        return weight, None
+    up, gate = (weight.new_zeros(len(w.up_weight)) if bias is None else bias for bias in (w.up_bias, w.gate_bias))
+    return weight, _after(up, gate, dtype)
+
+
+def _after(up: torch.Tensor, gate: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    both = torch.empty(2, *up.shape, dtype=dtype, device=up.device)
+    both[0], both[1] = up, gate
     return both.flatten(0, 1)
+
+
+def _halves(grad: torch.Tensor, w: Weights) -> list[torch.Tensor]:
+    """In float32 what the up weight gets, and the gate's: tensors of their own, as an operator gives them."""
+    halves = grad.view(1 if w.gate_weight is None else 2, len(w.up_weight), *grad.shape[1:])
+    return [half.to(torch.float32, copy=True) for half in halves.unbind(0)]
 
 
 def _between(kernel: triton.JITFunction, h: torch.Tensor, a: torch.Tensor, w: Weights, activation: str) -> None:
@@ -121,12 +124,8 @@ def _between(kernel: triton.JITFunction, h: torch.Tensor, a: torch.Tensor, w: We
     tile = config(hidden)
     kernel[(count, triton.cdiv(hidden, tile["BLOCK"]))](
         h,
-        w.up_bias,
-        w.gate_bias,
         a,
         hidden,
-        HAS_UP_BIAS=w.up_bias is not None,
-        HAS_GATE_BIAS=w.gate_bias is not None,
         GATED=w.gate_weight is not None,
         ACTIVATION=activation,
         **tile,

@@ -50,7 +50,7 @@ def frozen_linear(
     activation y.
 
     "triton" is compiled ahead of time for compute capabilities 8.0, 9.0 and 10.0 and checked under Triton's
-    interpreter; it has not yet run on a GPU.
+    interpreter; its tests on a GPU have passed on an H200 (9.0).
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit; x requires a gradient; unknown activation or impl.

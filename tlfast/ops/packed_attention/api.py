@@ -63,7 +63,7 @@ def packed_attention(
 
     Cost, for M = H * sum of queries x keys that are seen: 4 M hd flops and M exponentials; at least the bytes of q, k,
     v and the result, each once. "native" works on tiles of 32 queries x 256 keys. "varlen" rotates in a pass of its
-    own, which reads and writes q and k. It has not yet run on a GPU.
+    own, which reads and writes q and k.
 
     Raises:
         ValueError: shapes, dtypes, devices or offsets that do not fit; inputs that need a gradient; unknown impl.
