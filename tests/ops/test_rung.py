@@ -47,7 +47,8 @@ def test_reference_is_the_formula():
 @pytest.mark.parametrize("shape, depth, width", SHAPES)
 @pytest.mark.parametrize("impl", IMPLS)
 def test_float32_accuracy(impl, shape, depth, width, per_channel, bias):
-    assert_accurate([make(shape, depth, width, per_channel=per_channel, bias=bias, seed=i) for i in range(4)], impl)
+    seeds = range(4 if depth * width > 100 else 32)  # a few sums alone are exact, or not, by luck
+    assert_accurate([make(shape, depth, width, per_channel=per_channel, bias=bias, seed=i) for i in seeds], impl)
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
@@ -93,7 +94,8 @@ def test_any_shape(impl, data):
     shape = tuple(data.draw(st.lists(st.integers(0, 9), max_size=3), label="leading dimensions"))
     depth, width = data.draw(st.integers(1, 70), label="D"), data.draw(st.integers(1, 70), label="R")
     per_channel, bias = data.draw(st.booleans(), label="gate per channel"), data.draw(st.booleans(), label="bias")
-    assert_accurate([make(shape, depth, width, per_channel=per_channel, bias=bias, seed=i) for i in range(4)], impl)
+    seeds = range(4 if depth * width > 100 else 32)  # a few sums alone are exact, or not, by luck
+    assert_accurate([make(shape, depth, width, per_channel=per_channel, bias=bias, seed=i) for i in seeds], impl)
 
 
 @pytest.mark.parametrize("impl", IMPLS)

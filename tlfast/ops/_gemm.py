@@ -9,13 +9,36 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-# oneDNN must win by this factor in the probe: machines where the two are close then always take the same route, and a
-# run gives the same bits every time.
+from .. import _native
+from ._shared_weight import shared_weight
+from .frozen_linear.codes import ACTIVATION_CODES
+
+# The library must win by this factor in the probe: machines where the two are close then always take one route, and
+# a run gives the same bits every time.
 _CLEARLY_FASTER = 1.5
+# The library lays w out anew in each call, which pays from so many rows on.
+_FEWEST_ROWS = 16
 
 
-def _onednn(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
+def _native_product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """x @ w.T by csrc/ops/cpu/matrix/linear_fp32.cpp, which adds up 128 terms at a time; w of any strides."""
+    x = x if x.stride(1) == 1 else x.contiguous()
+    weight = shared_weight([w])
+    y = torch.empty((x.shape[0], w.shape[0]), dtype=torch.float32, device="cpu")
+    _native.library().linear_fp32_cpu(
+        x.data_ptr(),
+        weight.data_ptr(),
+        0,
+        y.data_ptr(),
+        *x.shape,
+        w.shape[0],
+        x.stride(0),
+        y.stride(0),
+        ACTIVATION_CODES["none"],
+        False,
+        torch.get_num_threads(),
+    )
+    return y
 
 
 def times_faster(product: Callable[[], object], than: Callable[[], object], rounds: int = 15) -> float:
@@ -38,30 +61,24 @@ def times_faster(product: Callable[[], object], than: Callable[[], object], roun
 
 
 @functools.cache
-def prefers_onednn(transposed: bool) -> bool:
-    """Whether oneDNN clearly beats F.linear (MKL) in float32 here: it does on AMD, by more than 2, not on Intel.
+def prefers_native() -> bool:
+    """Whether the library's product clearly beats F.linear (MKL) in float32: on AMD with AVX-512, by 2; not on Intel.
 
-    Probed once a process, for x row-major (the forward product) and for x and w transposed views (a weight gradient).
-    The operator is private to PyTorch, so its absence or refusal counts as "no".
+    Probed once a process. oneDNN's is as fast there, but adds up a row's terms one after the other, with twice MKL's
+    rounding error, and falls to a plain loop, 1000 times slower, for a strided w.
     """
-    x, w = torch.ones(512, 768), torch.ones(96, 768)
-    if transposed:
-        x, w = torch.ones(512, 96).t(), torch.ones(512, 768).t()
-    try:
-        expected = F.linear(x, w)
-        if not torch.equal(_onednn(x, w), expected):
-            return False
-    except (AttributeError, RuntimeError, TypeError):
+    if not _native.matrix_isa().startswith("AVX-512"):
         return False
-    return times_faster(lambda: _onednn(x, w), than=lambda: F.linear(x, w)) > _CLEARLY_FASTER
+    x, w = torch.ones(512, 768), torch.ones(96, 768)
+    return times_faster(lambda: _native_product(x, w), than=lambda: F.linear(x, w)) > _CLEARLY_FASTER
 
 
 def linear(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """x @ w.T for CPU matrices x (M, K) and w (N, K) of one dtype; no graph is built.
 
-    F.linear already goes to oneDNN in half precision; in float32 it goes to MKL, which is slow on AMD.
+    F.linear goes to oneDNN in half precision; in float32 it goes to MKL, which is slow on AMD.
     """
     with torch.no_grad():
-        if x.dtype == torch.float32 and x.numel() and w.numel() and prefers_onednn(not x.is_contiguous()):
-            return _onednn(x, w)
+        if x.dtype == torch.float32 and x.shape[0] >= _FEWEST_ROWS and w.numel() and prefers_native():
+            return _native_product(x, w)
         return F.linear(x, w)
