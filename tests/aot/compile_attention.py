@@ -9,7 +9,9 @@ import torch
 
 from tests.aot.compiling import POINTER, compile_kernel, report
 from tlfast.ops._triton import block_r
-from tlfast.ops.attention import triton as attention
+from tlfast.ops.attention import triton as forward
+from tlfast.ops.attention import triton_backward as backward
+from tlfast.ops.attention.triton_tiles import NOT_SPECIALISED
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,9 @@ def sources(variant: Variant):
         "BLOCK_D": block_r(variant.head_dim),
     }
     configs = {
-        attention.attention_fwd_kernel: attention.forward_config,
-        attention.attention_bwd_dq_kernel: attention.dq_config,
-        attention.attention_bwd_dkv_kernel: attention.dkv_config,
+        forward.attention_fwd_kernel: forward.forward_config,
+        backward.attention_bwd_dq_kernel: backward.dq_config,
+        backward.attention_bwd_dkv_kernel: backward.dkv_config,
     }
     for kernel, config in configs.items():
         yield kernel, pointers, constants | config(variant.head_dim, size)
@@ -64,7 +66,7 @@ def main(capability: int, names: list[str]) -> None:
     for name in names:
         for kernel, pointers, config in sources(VARIANTS[name]):
             floats = ("scale", "scale_log2", "kept_share")
-            compiled = compile_kernel(kernel, pointers, config, capability, floats, attention.NOT_SPECIALISED)
+            compiled = compile_kernel(kernel, pointers, config, capability, floats, NOT_SPECIALISED)
             report(kernel, compiled, variant=name)
 
 

@@ -73,6 +73,18 @@ def test_a_new_shape_has_graphs_of_its_own_and_the_oldest_go(replayed, monkeypat
     assert replayed["captured"] == 6 and list(made) == shapes[1:]
 
 
+def test_shapes_that_never_recur_are_forgotten(replayed, monkeypatch):
+    monkeypatch.setattr(graphs, "_COUNTED", 2)
+    monkeypatch.setattr(graphs, "_CALLS", 3)
+    model = ladder("keep", "bert", layers=[0])
+    kept = model.side.blocks[0].graphs
+    for length in (4, 5, 6, 4, 5, 6, 6, 6):
+        inputs = {"input_ids": torch.ones(2, length, dtype=torch.long), "labels": torch.zeros(2).long()}
+        model(**inputs).loss.backward()
+        assert len(kept._calls) <= 2
+    assert replayed["captured"] == 2 and len(kept._made) == 1
+
+
 def test_what_a_graph_cannot_show_runs_eagerly(replayed):
     model, seen = ladder("keep", "bert"), []
     for block in model.side.blocks:

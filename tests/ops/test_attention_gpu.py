@@ -65,7 +65,7 @@ def test_scale(dtype, scale):
 
 
 def test_float32_follows_pytorchs_switch(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("tlfast.ops.attention.triton"), "precision", lambda: "tf32")
+    monkeypatch.setattr(importlib.import_module("tlfast.ops.attention.triton_tiles"), "precision", lambda: "tf32")
     case = on_gpu(make((2, 130, 140, 3, 32), causal=True))
     ours = run(attention, case, torch.float32, impl="triton")
     exact = run(attention, case, torch.float64, impl="reference")

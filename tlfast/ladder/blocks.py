@@ -18,7 +18,7 @@ from ..ops import add_norm, dropout_add, feed_forward, prenorm
 from ..ops._activations import ACTIVATIONS as OF_OPERATIONS
 from . import fused
 from .attention import Rotation, SideAttention, SideCrossAttention
-from .graphs import BlockGraphs, Named
+from .graphs import BlockGraphs
 
 _TRANSFORMERS_NAMES = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish")
 ACTIVATIONS = {name: OF_OPERATIONS[fused.operation_name(name)] for name in _TRANSFORMERS_NAMES}
@@ -129,45 +129,47 @@ class SideBlock(nn.Module):
         # drawn here, so that recomputing draws nothing
         count = 5 if self.spec.cross else 3
         drawn = torch.randint(2**62, (count,)) if self.training else None
-        others = {
+        cosines, sines = (None, None) if rotation is None else rotation
+        optional = {
+            "key_mask": key_mask,
             "bias": bias,
-            "rotation": rotation,
+            "cosines": cosines,
+            "sines": sines,
             "memory": memory,
             "memory_mask": memory_mask,
-            "cache": cache,
-            "memory_cache": memory_cache,
         }
+        others = {"bias": bias, "rotation": rotation, "memory": memory, "cache": cache}
         if fused.why_not(self, x, others) is None:
             return fused.run(self, x, key_mask, drawn)
-        if torch.is_grad_enabled() and cache is None:
-            found = self.graphs.run(self, _computed, _named(x, key_mask, bias, rotation, memory, memory_mask), drawn)
-            if found is not None:
-                return found
-        seeds = (None,) * count if drawn is None else drawn.unbind()
-        arguments = (x, seeds, key_mask, bias, rotation, memory, memory_mask, cache, memory_cache)
         if not torch.is_grad_enabled() or cache is not None:
-            return self._compute(*arguments)
+            return self._compute(drawn, x, **optional, cache=cache, memory_cache=memory_cache)
+        found = self.graphs.run(self, SideBlock._compute, {"x": x, **optional}, drawn)
+        if found is not None:
+            return found
         # recomputing ends at the input of the last product: that one is not needed again
-        return checkpoint(self._compute, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return checkpoint(self._compute, drawn, x, *optional.values(), use_reentrant=False, preserve_rng_state=False)
 
     def _compute(
         self,
+        drawn: torch.Tensor | None,
         x: torch.Tensor,
-        seeds: tuple[torch.Tensor | None, ...],
-        key_mask: torch.Tensor | None,
-        bias: torch.Tensor | None,
-        rotation: Rotation | None,
-        memory: torch.Tensor | None,
-        memory_mask: torch.Tensor | None,
-        cache: Any,
-        memory_cache: Any,
+        key_mask: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+        cosines: torch.Tensor | None = None,
+        sines: torch.Tensor | None = None,
+        memory: torch.Tensor | None = None,
+        memory_mask: torch.Tensor | None = None,
+        cache: Any = None,
+        memory_cache: Any = None,
     ) -> torch.Tensor:
+        """The block's output, everything kept for its backward pass; drawn: the seeds of dropout."""
+        seeds = (None,) * 5 if drawn is None else drawn.unbind()
         dropout_p = self.spec.attention_dropout if self.training else 0.0
         attend = functools.partial(
             self.attention,
             key_mask=key_mask,
             bias=bias,
-            rotation=rotation,
+            rotation=None if cosines is None or sines is None else (cosines, sines),
             dropout_p=dropout_p,
             seed=seeds[0],
             cache=cache,
@@ -204,36 +206,6 @@ class SideBlock(nn.Module):
     def _settings(self) -> dict[str, Any]:
         dropout_p = self.spec.hidden_dropout if self.training else 0.0
         return {"eps": self.spec.eps, "norm": self.spec.norm, "dropout_p": dropout_p}
-
-
-def _named(
-    x: torch.Tensor,
-    key_mask: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    rotation: Rotation | None,
-    memory: torch.Tensor | None,
-    memory_mask: torch.Tensor | None,
-) -> Named:
-    """What a block reads but for its weights, as `_computed` takes it."""
-    cosines, sines = (None, None) if rotation is None else rotation
-    given = {
-        "x": x,
-        "key_mask": key_mask,
-        "bias": bias,
-        "cosines": cosines,
-        "sines": sines,
-        "memory": memory,
-        "memory_mask": memory_mask,
-    }
-    return {name: tensor for name, tensor in given.items() if tensor is not None}
-
-
-def _computed(block: Any, inputs: Named, drawn: torch.Tensor | None) -> torch.Tensor:
-    """A block's output, everything kept for its backward pass."""
-    rotation = (inputs["cosines"], inputs["sines"]) if "cosines" in inputs else None
-    seeds = (None,) * 5 if drawn is None else drawn.unbind()
-    others = (inputs.get(name) for name in ("memory", "memory_mask"))
-    return block._compute(inputs["x"], seeds, inputs.get("key_mask"), inputs.get("bias"), rotation, *others, None, None)
 
 
 def _norm(spec: BlockSpec) -> nn.Module:

@@ -8,8 +8,8 @@ them, which costs a few microseconds, and nothing of a batch stays in a graph.
 from __future__ import annotations
 
 import copy
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,10 +19,12 @@ from torch import nn
 _CALLS = 64
 # Shapes whose graphs are kept, the latest used; each holds the memory that one block's passes need.
 _SHAPES = 8
+# Shapes whose calls are counted, the latest seen: those that come once and never again must not add up.
+_COUNTED = 1024
 _WARM_UP = 2
 
 Named = dict[str, torch.Tensor]
-Compute = Callable[[nn.Module, Named, "torch.Tensor | None"], torch.Tensor]
+Compute = Callable[..., torch.Tensor]  # of a block, the seeds of its dropout or None, and its inputs by name
 
 
 class BlockGraphs:
@@ -30,39 +32,53 @@ class BlockGraphs:
 
     def __init__(self) -> None:
         self._made: OrderedDict[tuple[Any, ...], _Pair] = OrderedDict()
-        self._calls: Counter[tuple[Any, ...]] = Counter()
+        self._calls: OrderedDict[tuple[Any, ...], int] = OrderedDict()
         self._pools: dict[int, Any] = {}  # of a stream, where one graph runs at a time
 
     def __reduce__(self) -> tuple[Any, ...]:
         return BlockGraphs, ()
 
-    def run(self, block: nn.Module, compute: Compute, inputs: Named, seeds: torch.Tensor | None) -> torch.Tensor | None:
-        """compute(block, inputs, seeds) with its gradient; None where it is not for a graph, or not yet.
+    def run(
+        self,
+        block: nn.Module,
+        compute: Compute,
+        given: Mapping[str, torch.Tensor | None],
+        seeds: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """compute(block, seeds, **given) with its gradient; None where it is not for a graph, or not yet.
 
-        inputs: by name, with "x" among them; those that require a gradient get one, and so do the weights.
+        given: by name, with "x" among them; those that require a gradient get one, and so do the weights.
         """
+        inputs = {name: tensor for name, tensor in given.items() if tensor is not None}
         if not _can_be_captured(block, inputs["x"]):
             return None
         parameters = list(block.parameters())
         key = _key(block, inputs, parameters)
         pair = self._made.get(key)
         if pair is None:
-            self._calls[key] += 1
-            if self._calls[key] < _CALLS:
+            if self._count(key) < _CALLS:
                 return None
             pair = self._make(key, block, compute, inputs, seeds)
         self._made.move_to_end(key)
         return _Replayed.apply(pair, seeds, *inputs.values(), *parameters)
 
+    def _count(self, key: tuple[Any, ...]) -> int:
+        """How often a shape has come, this time included."""
+        count = self._calls.pop(key, 0) + 1
+        self._calls[key] = count
+        if len(self._calls) > _COUNTED:
+            self._calls.popitem(last=False)
+        return count
+
     def _make(
         self, key: tuple[Any, ...], block: nn.Module, compute: Compute, inputs: Named, seeds: torch.Tensor | None
     ) -> _Pair:
         while len(self._made) >= _SHAPES:
-            oldest, _ = self._made.popitem(last=False)
-            del self._calls[oldest]
+            self._made.popitem(last=False)
         device = inputs["x"].device
         pool = self._pools.setdefault(_stream(device), _new_pool(device))
         self._made[key] = _Pair(block, compute, inputs, seeds, pool)
+        del self._calls[key]
         return self._made[key]
 
 
@@ -101,7 +117,7 @@ class _Pair:
 
     def _forward(self) -> torch.Tensor:
         with self.autocast():
-            return self.compute(self.block, self.inputs, self.seeds)
+            return self.compute(self.block, self.seeds, **self.inputs)
 
     def _backward(self) -> list[torch.Tensor | None]:
         with torch.enable_grad():

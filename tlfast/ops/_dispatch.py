@@ -71,6 +71,13 @@ def choose(
     return impl
 
 
+def interpreter_refuses(*dtypes: torch.dtype) -> str | None:
+    """Why Triton cannot compute in one of these dtypes here, None where it can: its interpreter has no bfloat16."""
+    if TRITON_INTERPRETED and torch.bfloat16 in dtypes:
+        return "Triton's interpreter computes bfloat16 wrongly; unset TRITON_INTERPRET or use float32"
+    return None
+
+
 def runs_eagerly(*tensors: torch.Tensor | None) -> bool:
     """Whether a kernel may be called as it is: no graph is built and nothing traces the call.
 

@@ -98,9 +98,7 @@ def _triton_refuses(q: torch.Tensor, bias: torch.Tensor | None) -> str | None:
         return "it takes no bias; use impl='recompute'"
     if q.shape[-1] > _TRITON_HEAD_DIM:
         return f"its programs hold whole heads, Dh up to {_TRITON_HEAD_DIM}, not {q.shape[-1]}; use impl='recompute'"
-    if q.dtype == torch.bfloat16 and _dispatch.TRITON_INTERPRETED:
-        return "Triton's interpreter computes bfloat16 wrongly; unset TRITON_INTERPRET or use float32"
-    return None
+    return _dispatch.interpreter_refuses(q.dtype)
 
 
 def _check(

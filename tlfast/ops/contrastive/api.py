@@ -97,9 +97,7 @@ def _choose(op: str, u: torch.Tensor, impl: str) -> str:
             return None
         if u.dtype not in _KERNEL_DTYPES:
             return f"it takes float32, bfloat16 and float16, not {u.dtype}; use impl='recompute'"
-        if name == "triton" and u.dtype == torch.bfloat16 and _dispatch.TRITON_INTERPRETED:
-            return "Triton's interpreter computes bfloat16 wrongly; unset TRITON_INTERPRET or use float32"
-        return None
+        return _dispatch.interpreter_refuses(u.dtype) if name == "triton" else None
 
     return _dispatch.choose(op, impl, IMPLEMENTATIONS, u.device.type, refuses)
 

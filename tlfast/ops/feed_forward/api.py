@@ -65,9 +65,7 @@ def feed_forward(
             return None
         if dtype not in _KERNEL_DTYPES:
             return f"it takes float32, bfloat16 and float16, not {dtype}; use impl='reference'"
-        if dtype == torch.bfloat16 and _dispatch.TRITON_INTERPRETED:
-            return "Triton's interpreter computes bfloat16 wrongly; unset TRITON_INTERPRET or use float32"
-        return None
+        return _dispatch.interpreter_refuses(dtype)
 
     chosen = _dispatch.choose("feed_forward", impl, IMPLEMENTATIONS, device_type, refuses)
     if chosen == "reference":

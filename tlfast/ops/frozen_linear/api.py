@@ -115,9 +115,7 @@ def _triton_refuses(precision: str, device: torch.device, dtypes: tuple[torch.dt
     if precision == "fp32":
         return "products in float32 are PyTorch's own; use impl='reference'"
     if device.type == "cpu":
-        if torch.bfloat16 in dtypes:
-            return "Triton's interpreter computes bfloat16 wrongly; unset TRITON_INTERPRET or use float32"
-        return None
+        return _dispatch.interpreter_refuses(*dtypes)
     needed = 90 if precision == "fp8" else 80
     if capability(device) < needed:
         has = f"{device} has {capability(device) / 10}"

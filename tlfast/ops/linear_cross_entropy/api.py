@@ -89,9 +89,7 @@ def linear_cross_entropy(
 def _triton_refuses(dtype: torch.dtype) -> str | None:
     if dtype not in _KERNEL_DTYPES:
         return f"it takes float32, bfloat16 and float16, not {dtype}; use impl='recompute'"
-    if dtype == torch.bfloat16 and _dispatch.TRITON_INTERPRETED:
-        return "Triton's interpreter computes bfloat16 wrongly; unset TRITON_INTERPRET or use float32"
-    return None
+    return _dispatch.interpreter_refuses(dtype)
 
 
 def _as_autocast(hidden: torch.Tensor) -> torch.Tensor:

@@ -65,12 +65,12 @@ def rung(
         for tensor in tensors:
             if tensor.dtype not in _KERNEL_DTYPES:
                 return f"it takes float32, bfloat16 and float16, not {tensor.dtype}; use impl='reference'"
-            if name == "triton" and tensor.dtype == torch.bfloat16 and _dispatch.TRITON_INTERPRETED:
-                return "Triton's interpreter computes bfloat16 wrongly; unset TRITON_INTERPRET or use float32"
-        if name == "triton" and impl == "auto" and h.dtype == torch.float32 and "cuda" not in _dispatch.MISSING:
-            return "cuBLAS multiplies float32 faster"
-        if name == "triton" and weight.shape[0] > _TRITON_WIDTH:
-            return f"its programs hold the whole side width, at most {_TRITON_WIDTH}, not {weight.shape[0]}; use 'cuda'"
+        if name == "triton":
+            if impl == "auto" and h.dtype == torch.float32 and "cuda" not in _dispatch.MISSING:
+                return "cuBLAS multiplies float32 faster"
+            if weight.shape[0] > _TRITON_WIDTH:
+                return f"a program holds the whole side width, at most {_TRITON_WIDTH}, not {len(weight)}; use 'cuda'"
+            return _dispatch.interpreter_refuses(*(tensor.dtype for tensor in tensors))
         return None
 
     chosen = _dispatch.choose("rung", impl, IMPLEMENTATIONS, device_type, refuses)
