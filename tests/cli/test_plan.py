@@ -58,6 +58,16 @@ def test_the_table(folder):
     assert "stream" not in result.stdout
 
 
+def test_settings_of_training_count(folder):
+    given = ("--backbone", folder, *FEW, "--storage", "keep", "--precision", "fp32", "--json")
+    settings = {"plain": (), "averaged": ("--average", "0.998"), "rounded": ("--side-precision", "bf16")}
+    rows = {}
+    for name, options in settings.items():
+        rows[name] = json.loads(run(*given, *options).stdout)["rows"][-1]
+    assert rows["averaged"]["optimizer"] == rows["plain"]["optimizer"] + 4 * rows["plain"]["trained"]
+    assert rows["rounded"]["saved"] < rows["plain"]["saved"]
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
@@ -72,6 +82,8 @@ def test_the_table(folder):
         (["--task", "causal-lm"], ["task: 'causal-lm'", "bert"]),
         (["--target-length", "4"], ["--target-length", "sequence-classification"]),
         (["--targets", "wings"], ["targets", "wings"]),
+        (["--average", "1"], ["--average 1.0", "[0, 1)"]),
+        (["--side-precision", "int8"], ["side_precision: 'int8'", "'fp32', 'bf16'"]),
     ],
 )
 def test_misuse(folder, options, words):

@@ -12,6 +12,7 @@ from tests.planning.cases import BATCH, CONFIGS, LENGTH, REDUCTION, batch_of, jo
 from tlfast.bench.measure import saved_bytes
 from tlfast.ladder.config import TAP_STORAGES
 from tlfast.planning import STORAGES, ladder_rows, outline
+from tlfast.training.averaging import WeightAverages
 
 CASES = [(family, None) for family in CONFIGS] + [("bert", "token-classification")]
 FEWER_BITS = ("bert", "llama", "gpt2", "t5")  # one of each shape: encoder, gated decoder, plain decoder, both
@@ -125,3 +126,11 @@ def test_real_dimensions(name, layers, samples):
     saved = saved_bytes(lambda: ladder(**batch))
     row = ladder_rows(outline(config, job, layers), settings, ["fp32"], ["keep"])[0]
     assert abs(row.saved - saved) <= 0.1 * saved, (row.saved, saved)
+
+
+def test_averages_of_the_weights_count_with_the_optimizer():
+    found, config = outline(CONFIGS["bert"], job_of("bert"), "all"), tlfast.LadderConfig(reduction=REDUCTION)
+    plain, averaged = (ladder_rows(found, config, ["fp32"], ["keep"], kept)[0] for kept in (False, True))
+    real = sum(average.nbytes for average in WeightAverages(ladder_of("bert"), 0.9)._averages.values())
+    assert averaged.optimizer - plain.optimizer == averaged.peak - plain.peak == real
+    assert averaged.weights == plain.weights

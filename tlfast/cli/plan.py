@@ -35,6 +35,10 @@ def plan(
     layers: Annotated[str, typer.Option(help='Blocks with a rung: "all" or indices, such as 1,3,5.')] = "all",
     decoder_layers: Annotated[str | None, typer.Option(help="The same of a decoder; default: as --layers.")] = None,
     tap_dim: Annotated[int, typer.Option(help='Width of a tap in the storage "project".')] = 96,
+    side_precision: Annotated[str, typer.Option(help="Of the side network's products: fp32 or bf16.")] = "fp32",
+    average: Annotated[
+        float, typer.Option(help="Above 0, a ladder's averages of its weights are counted, as ladder train keeps them.")
+    ] = 0.0,
     precision: Annotated[str, typer.Option(help="Of the frozen weights, separated by commas.")] = "fp32,bf16,int8,nf4",
     storage: Annotated[
         str, typer.Option(help="How taps are kept, separated by commas.")
@@ -66,11 +70,13 @@ def plan(
     if target_length is not None and task != "seq2seq-lm":
         raise InputError(f"--target-length: means nothing for {task}; leave it out")
     target = (target_length or length) if task == "seq2seq-lm" else 0
-    settings = ladder_config(reduction, layers, decoder_layers, "random", None)
+    if not 0 <= average < 1:
+        raise InputError(f"--average {average}: pass a decay in [0, 1), such as 0.998, or leave it out")
+    settings = ladder_config(reduction, layers, decoder_layers, "random", None, side_precision=side_precision)
     settings.tap_dim = tap_dim
     with settings_of_the_user():
         found = outline(config, Job(task, batch, length, target, labels), settings.layers, settings.decoder_layers)
-        rows = ladder_rows(found, settings, precisions, storages)
+        rows = ladder_rows(found, settings, precisions, storages, averaged=average > 0)
         chosen = None if targets is None else [name for name in targets.split(",") if name]
         rows = peer_rows(found, dtypes, rank, chosen) + rows
     job = found.job

@@ -40,12 +40,17 @@ class _Side:
 
 
 def ladder_rows(
-    outline: Outline, config: LadderConfig, precisions: Sequence[str], storages: Sequence[str] = terms.STORAGES
+    outline: Outline,
+    config: LadderConfig,
+    precisions: Sequence[str],
+    storages: Sequence[str] = terms.STORAGES,
+    averaged: bool = False,
 ) -> list[Row]:
     """A row for each precision of the backbone and each way to keep taps, with the other settings of `config`.
 
-    Trained by AdamW in float32. Raises ValueError for a reduction that does not divide a block, and where "project" is
-    asked for with a tap_dim above the width of a tap.
+    Trained by AdamW in float32; averaged: with averages of the weights, which count as the optimizer's. Raises
+    ValueError for a reduction that does not divide a block, and where "project" is asked for with a tap_dim above the
+    width of a tap.
     """
     narrowest = min(stack.spec.width for stack in outline.stacks.values())
     if "project" in storages and config.tap_dim > narrowest:
@@ -61,7 +66,7 @@ def ladder_rows(
     rows = []
     for precision in precisions:
         frozen = outline.frozen_bytes(precision)
-        rows += [_row(outline, config, sides, frozen, trained, precision, storage) for storage in storages]
+        rows += [_row(outline, config, sides, frozen, trained, precision, storage, averaged) for storage in storages]
     return rows
 
 
@@ -90,6 +95,7 @@ def _row(
     trained: int,
     precision: str,
     storage: str,
+    averaged: bool,
 ) -> Row:
     saved = sum(_saved(outline, side, config, precision, storage) for side in sides) + _head_saved(outline, precision)
     basis = 0
@@ -98,7 +104,7 @@ def _row(
             width, dim, places = side.stack.spec.width, config.tap_dim, side.rungs + 1
             trained -= places * side.network.width * (width - dim)
             basis += places * FLOAT * width * dim
-    optimizer, gradients = ADAMW * trained, FLOAT * trained
+    optimizer, gradients = (ADAMW + FLOAT * averaged) * trained, FLOAT * trained
     forward, backward = _forward_room(outline, precision), _backward_room(sides, storage)
     work_done, cached = _forwards(outline, sides, storage)
     return Row(
