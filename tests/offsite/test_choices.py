@@ -89,7 +89,13 @@ def test_with_the_whole_middle_it_is_tuning_the_full_model_to_the_last_bit(famil
     with torch.no_grad():
         found = [choose(side, **inputs) for side in (plugged, loaded)]
         expected = sides[1].merged().eval() if method == "lora" else sides[1].model
-        assert torch.equal(found[0], choose(expected, **inputs)) and torch.equal(found[1], found[0])
+    weights = expected.state_dict()
+    for side in (plugged, loaded):
+        assert side.state_dict().keys() == weights.keys()
+        for name, x in side.state_dict().items():
+            assert torch.equal(x, weights[name]), name
+    for logits in found:  # the last bit of PyTorch's products may depend on where a matrix begins in memory
+        torch.testing.assert_close(logits, choose(expected, **inputs), rtol=1e-5, atol=1e-6)
     if family in LANGUAGE:
         assert plugged.config.use_cache
 

@@ -12,6 +12,7 @@ torch.library.define("tlfast::project", "(Tensor x, Tensor w) -> Tensor", tags=t
 
 
 @torch.library.impl("tlfast::project", ("cpu", "cuda"))
+@torch.no_grad()
 def _project(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return times_transposed(x, w)
 

@@ -1,4 +1,4 @@
-"""A rung on the CPU: torch computes the products (MKL or oneDNN), csrc/ops/cpu/rung.cpp what is bound by memory."""
+"""A rung on the CPU: its products by the faster route (_gemm.py), csrc/ops/cpu/rung.cpp for what is bound by memory."""
 
 from __future__ import annotations
 
