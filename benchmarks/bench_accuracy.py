@@ -41,7 +41,7 @@ LADDER = "--init pca --precision bf16 --side-precision bf16 --epochs 3 --lr 5e-4
 Run = dict[str, Any]
 
 
-def _spent(run: Callable[[], Run]) -> tuple[Run, dict[str, float]]:
+def spent(run: Callable[[], Run]) -> tuple[Run, dict[str, float]]:
     """What a process of its own gives, and its seconds from start to end: by the clock, and of all its threads."""
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     result = run()
@@ -54,21 +54,21 @@ def ladder_run(task: str, seed: int, folder: Path) -> Run:
     """The command, which fills its cache, selects by dev and reads the test file."""
     files, out, taps = text_files(task), folder / f"{task}-{seed}", folder / f"{task}-{seed}-taps"
     options = (*LADDER.split(), "--cache", str(taps))
-    metrics, spent = _spent(lambda: train_ladder(files, seed, out, *options, reduction=REDUCTION))
-    correct = _correct(out, files["test"])
+    metrics, took = spent(lambda: train_ladder(files, seed, out, *options, reduction=REDUCTION))
+    correct = correct_answers(out, files["test"])
     assert sum(correct) / len(correct) == metrics["accuracy"]
     return {
         "accuracy": metrics["accuracy"],
         "dev": metrics["dev"]["accuracy"],
         "best_epoch": metrics["best_epoch"],
-        **spent,
+        **took,
         "cache_seconds": metrics["cache"]["seconds"],
         "epoch_seconds": metrics["epoch_seconds"],
         "correct": correct,
     }
 
 
-def _correct(folder: Path, test_file: Path) -> list[bool]:
+def correct_answers(folder: Path, test_file: Path) -> list[bool]:
     """Which test examples the ladder in a run's folder classifies correctly."""
     task, loaded = training.load_task(folder), load_backbone("minilm")
     test = task.dataset(task.read(test_file, labelled=True), loaded.tokenizer)
@@ -85,9 +85,9 @@ def probe_run(task: str, seed: int) -> Run:
     )
     start, cpu = time.perf_counter(), time.process_time()
     probe = fit_probe(tlfast.freeze(loaded.model), data)
-    spent = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+    took = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
     test = kind.dataset(kind.read(files["test"], labelled=True), loaded.tokenizer)
-    return {"accuracy": training.evaluate(probe, test, data.collate, data.scoring)["accuracy"], **spent}
+    return {"accuracy": training.evaluate(probe, test, data.collate, data.scoring)["accuracy"], **took}
 
 
 def lora_run(task: str, precision: str, seed: int, folder: Path) -> Run:
@@ -98,8 +98,8 @@ def lora_run(task: str, precision: str, seed: int, folder: Path) -> Run:
     def run() -> Run:
         return json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
 
-    found, spent = _spent(run)
-    return found | spent
+    found, took = spent(run)
+    return found | took
 
 
 def _all_runs(task: str, folder: Path) -> dict[str, list[Run]]:
@@ -135,6 +135,11 @@ def test_accuracy(benchmark: Any, tmp_path: Path, task: str) -> None:
     }
     benchmark.extra_info["mean"] = mean
     benchmark.extra_info["ladder_minus_lora"] = gap
+    benchmark.extra_info["tradeoff"] = {
+        "what": f"{task.upper()}, MiniLM-L6",
+        "cost": "processor seconds of a training run",
+        "points": {name: [mean[name]["cpu_seconds"], mean[name]["accuracy"]] for name in runs},
+    }
     points = [100 * gap[what] for what in ("mean", "low", "high")]
     benchmark.extra_info["row"] = {
         "what": f"Test accuracy, {task.upper()}, MiniLM-L6, mean of {len(SEEDS)} seeds (processor time of a run)",

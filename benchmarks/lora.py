@@ -25,10 +25,11 @@ EPOCHS = {"sst2": 2, "trec": 3}
 PRECISIONS = ("fp32", "bf16 autocast")
 
 
-def _lora(num_labels: int, precision: str) -> nn.Module:
-    model = AutoModelForSequenceClassification.from_pretrained(find_backbone("minilm"), num_labels=num_labels)
+def model(num_labels: int, precision: str) -> nn.Module:
+    """LoRA on query and value, with a new head."""
+    whole = AutoModelForSequenceClassification.from_pretrained(find_backbone("minilm"), num_labels=num_labels)
     config = LoraConfig(task_type=TaskType.SEQ_CLS, r=RANK, lora_alpha=2 * RANK, target_modules=["query", "value"])
-    made: Any = get_peft_model(model, config)
+    made: Any = get_peft_model(whole, config)
     made.forward = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16 autocast")(made.forward)
     return made
 
@@ -46,7 +47,7 @@ def train_lora(
     task, data = training.load_data(task, files["train"], files["dev"], loaded.tokenizer, seed)
     settings = training.Settings(epochs=epochs, batch_size=BATCH, learning_rates=(RATE,), seed=seed)
     start, cpu = time.perf_counter(), time.process_time()
-    fit = training.fit(lambda: _lora(task.num_labels, precision), data, settings, out)
+    fit = training.fit(lambda: model(task.num_labels, precision), data, settings, out)
     spent = {"fit_seconds": time.perf_counter() - start, "fit_cpu_seconds": time.process_time() - cpu}
     test = task.dataset(task.read(files["test"], labelled=True), loaded.tokenizer)
     predicted = training.predict_logits(fit.model, test, data.collate).argmax(axis=1)

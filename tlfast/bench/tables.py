@@ -15,9 +15,11 @@ from typing import Any
 from rich.console import Console
 
 from ..data import InputError
+from . import tradeoffs
 from .comparison import console_table, verdict
 
 COLUMNS = {"what": "What", "ours": "tlfast", "peer": "Beside it", "how": "Command"}
+PICTURE = "tradeoffs.svg"
 STATIC = "static.json"  # written by tests/aot/test_static_report.py
 _DEMO_WIDTH = 100
 
@@ -75,6 +77,8 @@ def demo_output(results: Mapping[str, Mapping[str, Any]]) -> str:
 def regenerate(readme: Path, results: Path) -> None:
     """Rewrite what stands between the markers `<!-- figures -->` or `<!-- demo -->` and the following `<!-- end -->`.
 
+    Beside the results, their picture is drawn (tradeoffs.py).
+
     Raises InputError where a marker is missing.
     """
     found = load_results(results)
@@ -82,6 +86,7 @@ def regenerate(readme: Path, results: Path) -> None:
     for name, block in (("figures", figures(found)), ("demo", demo_output(found))):
         text = _replace(text, name, block, readme)
     readme.write_text(text, encoding="utf-8")
+    tradeoffs.draw(results / PICTURE, found)
 
 
 def _replace(text: str, name: str, block: str, readme: Path) -> str:
