@@ -1,10 +1,10 @@
 """What a tap storage costs in accuracy and saves in memory: `tlfast ladder train --tap-storage` beside LoRA, MiniLM.
 
-SST-2 and TREC, three seeds each. The ladder is bench_accuracy's; runs of a task share an exact cache of taps, which a
-first run fills, so that the storages are trained on the same numbers. "offload" and "stream" are not here: their
-gradients are those of "keep". Memory is what a training forward of 32 x 64 tokens keeps for its backward pass. LoRA's
-runs are those of bench_accuracy. Each result is kept in .benchmarks/, and a suite that was broken off goes on from
-there. The data are in $TLFAST_DATA/text.
+SST-2 and TREC, three seeds each. The ladder is bench_accuracy's; runs of a seed, which may split dev from the training
+file, share an exact cache of taps, so that the storages are trained on the same numbers. "offload" and "stream" are not
+here: their gradients are those of "keep". Memory is what a training forward of 32 x 64 tokens keeps for its backward
+pass. LoRA's runs are those of bench_accuracy. Each result is kept in .benchmarks/, and a suite that was broken off goes
+on from there. The data are in $TLFAST_DATA/text.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BATCH, LENGTH, MIB = 32, 64, 2**20
 def storage_run(task: str, storage: str, seed: int, folder: Path) -> dict[str, Any]:
     """The command on the task's cache."""
     files, out = text_files(task), folder / f"{task}-{storage}-{seed}"
-    options = (*LADDER.split(), "--cache", str(folder / f"{task}-taps"), "--cache-storage", "exact")
+    options = (*LADDER.split(), "--cache", str(folder / f"{task}-taps-{seed}"), "--cache-storage", "exact")
     metrics, took = spent(
         lambda: train_ladder(files, seed, out, *options, "--tap-storage", storage, reduction=REDUCTION)
     )
