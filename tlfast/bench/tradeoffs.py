@@ -20,6 +20,7 @@ from ..data import InputError
 _OURS, _PEER = "#1f6f8b", "#7a8794"
 _KEYS = {"what", "cost", "points"}
 _COLUMNS = 2
+_LINE = 0.06  # of a panel's height: what a name takes
 
 
 def panels(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -62,18 +63,27 @@ def _draw_panel(axes: Any, panel: Mapping[str, Any]) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    costs = [cost for cost, _ in panel["points"].values()]
+    points = sorted(panel["points"].items(), key=lambda point: point[1][1])
+    costs = [cost for _, (cost, _) in points]
     middle = (min(costs) * max(costs)) ** 0.5
-    for name, (cost, accuracy) in panel["points"].items():
-        colour = _OURS if name.startswith("ladder") else _PEER
-        axes.plot(cost, 100 * accuracy, marker="o", color=colour)
-        left = cost > middle  # text beside its point, towards the middle
-        where = {"xytext": (-7 if left else 7, 0), "ha": "right" if left else "left"}
-        axes.annotate(
-            f"{name} {100 * accuracy:.1f} %", (cost, 100 * accuracy), textcoords="offset points", va="center",
-            fontsize=8, color=colour, **where
-        )  # fmt: skip
+    for name, (cost, accuracy) in points:
+        axes.plot(cost, 100 * accuracy, marker="o", color=_colour(name))
     axes.margins(0.12, 0.2)
+    bottom, top = axes.get_ylim()
+    line, height = (top - bottom) * _LINE, -float("inf")
+    for name, (cost, accuracy) in points:
+        height = max(100 * accuracy, height + line)  # names of neighbours stand one above the other
+        left = cost > middle  # text beside its point, towards the middle
+        axes.annotate(
+            f"{name} {100 * accuracy:.1f} %",
+            (cost, height),
+            xytext=(-7 if left else 7, 0),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            va="center",
+            fontsize=8,
+            color=_colour(name),
+        )
     axes.set_title(f"{panel['what']} ({panel['machine']})", loc="left", fontsize=9, parse_math=False)
     axes.set_xlabel(panel["cost"], fontsize=8)
     axes.set_ylabel("test accuracy, %", fontsize=8)
@@ -81,3 +91,7 @@ def _draw_panel(axes: Any, panel: Mapping[str, Any]) -> None:
     axes.grid(alpha=0.25)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def _colour(name: str) -> str:
+    return _OURS if name.startswith("ladder") else _PEER
