@@ -105,6 +105,7 @@ def _memory_of_t5(model) -> dict[str, float]:
 
     The step is the first of its optimizer, which makes its states then; calibration and caches are there before.
     """
+    gc.collect()  # a model before it may refer to itself
     batch = pairs_batch(T5_BATCH, 128, 4)
     saved, hooks = (_per_sample(measure, model, batch, T5_BATCH) for measure in (saved_bytes, hook_bytes))
     return {"saved": saved, "hooks": hooks, "peak": peak_bytes(training_step(model, batch)) / MIB}
@@ -118,14 +119,10 @@ def _peers_of_t5() -> dict[str, dict[str, float]]:
         "LoRA r=32, checkpointed": functools.partial(t5_lora, checkpointed=True),
         "full": lambda: t5_base().train(),
     }
-    found = {}
-    for name, make in makers.items():
-        found[name] = _memory_of_t5(make())
-        gc.collect()  # a model that refers to itself
+    found = {name: _memory_of_t5(make()) for name, make in makers.items()}
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for name in ("LoRA r=32", "LoRA r=32, checkpointed"):
             found[f"{name}, bf16 autocast"] = _memory_of_t5(makers[name]())
-            gc.collect()
     return found
 
 

@@ -32,7 +32,7 @@ BATCH, LENGTH, MIB = 32, 64, 2**20
 
 
 def storage_run(task: str, storage: str, seed: int, folder: Path) -> dict[str, Any]:
-    """The command on the task's cache."""
+    """The command on the seed's cache."""
     files, out = text_files(task), folder / f"{task}-{storage}-{seed}"
     options = (*LADDER.split(), "--cache", str(folder / f"{task}-taps-{seed}"), "--cache-storage", "exact")
     metrics, took = spent(

@@ -277,10 +277,6 @@ def test_nf4_errs_less_than_the_nearest_code_at_each_groups_largest_number():
     assert FrozenWeight.of(torch.zeros(3, 64), None, "nf4").value().abs().max() == 0
 
 
-def assert_equal(ours, expected):
-    assert torch.equal(ours, expected)
-
-
 def test_side_by_side_is_one_weight_and_each_alone():
     x, weight, bias = case(9, 70, 40)
     pieces = [(weight, bias), (weight[:7], None), (weight[:32] * 2, bias[:32])]
@@ -295,9 +291,9 @@ def test_side_by_side_is_one_weight_and_each_alone():
             assert torch.equal(piece.value(), one.value())
             expected = frozen_linear(x, one)
             # fp8's product is PyTorch's here, whose last bit may depend on where a matrix begins
-            same = torch.testing.assert_close if precision == "fp8" else assert_equal
-            same(frozen_linear(x, piece), expected)
-            same(part[:, : one.outputs], expected)
+            exact = {} if precision == "fp8" else {"rtol": 0, "atol": 0}
+            torch.testing.assert_close(frozen_linear(x, piece), expected, **exact)
+            torch.testing.assert_close(part[:, : one.outputs], expected, **exact)
     apart = [FrozenWeight.of(w, b, "bf16") for w, b in pieces]
     assert FrozenWeight.joined(apart) is None
 

@@ -35,6 +35,11 @@ def test_reference_gradient(per_channel, bias):
     assert torch.autograd.gradcheck(function, trained)
 
 
+def cases_of(shape, depth, width, per_channel, bias):
+    seeds = range(4 if depth * width > 100 else 32)  # a few sums alone are exact, or not, by luck
+    return [make(shape, depth, width, per_channel=per_channel, bias=bias, seed=i) for i in seeds]
+
+
 def test_reference_is_the_formula():
     h, s, weight, bias, alpha = make((4,), 3, 2)
     mu = 1 / (1 + torch.exp(-alpha / 0.1))
@@ -47,8 +52,7 @@ def test_reference_is_the_formula():
 @pytest.mark.parametrize("shape, depth, width", SHAPES)
 @pytest.mark.parametrize("impl", IMPLS)
 def test_float32_accuracy(impl, shape, depth, width, per_channel, bias):
-    seeds = range(4 if depth * width > 100 else 32)  # a few sums alone are exact, or not, by luck
-    assert_accurate([make(shape, depth, width, per_channel=per_channel, bias=bias, seed=i) for i in seeds], impl)
+    assert_accurate(cases_of(shape, depth, width, per_channel, bias), impl)
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
@@ -94,8 +98,7 @@ def test_any_shape(impl, data):
     shape = tuple(data.draw(st.lists(st.integers(0, 9), max_size=3), label="leading dimensions"))
     depth, width = data.draw(st.integers(1, 70), label="D"), data.draw(st.integers(1, 70), label="R")
     per_channel, bias = data.draw(st.booleans(), label="gate per channel"), data.draw(st.booleans(), label="bias")
-    seeds = range(4 if depth * width > 100 else 32)  # a few sums alone are exact, or not, by luck
-    assert_accurate([make(shape, depth, width, per_channel=per_channel, bias=bias, seed=i) for i in seeds], impl)
+    assert_accurate(cases_of(shape, depth, width, per_channel, bias), impl)
 
 
 @pytest.mark.parametrize("impl", IMPLS)

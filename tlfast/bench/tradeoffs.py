@@ -48,12 +48,13 @@ def draw(path: Path, results: Mapping[str, Mapping[str, Any]]) -> bool:
     shown = panels(results)
     if not shown:
         return False
-    rows = -(-len(shown) // _COLUMNS)
+    columns = min(len(shown), _COLUMNS)
+    rows = -(-len(shown) // columns)
     with matplotlib.rc_context({"svg.hashsalt": "tlfast", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(5.0 * min(len(shown), _COLUMNS), 3.2 * rows), layout="constrained")
+        figure = Figure(figsize=(5.0 * columns, 3.2 * rows), layout="constrained")
         FigureCanvasSVG(figure)
         for number, panel in enumerate(shown):
-            _draw_panel(figure.add_subplot(rows, min(len(shown), _COLUMNS), number + 1), panel)
+            _draw_panel(figure.add_subplot(rows, columns, number + 1), panel)
         figure.savefig(path, format="svg", metadata={"Date": None})
     return True
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import _native
-from ._shared_weight import shared_weight
+from ._shared_weight import linear_fp32
 from .frozen_linear.codes import ACTIVATION_CODES
 
 # The library must win by this factor in the probe: machines where the two are close then always take one route, and
@@ -21,23 +21,9 @@ _FEWEST_ROWS = 16
 
 
 def _native_product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """x @ w.T by csrc/ops/cpu/matrix/linear_fp32.cpp, which adds up 128 terms at a time; w of any strides."""
-    x = x if x.stride(1) == 1 else x.contiguous()
-    weight = shared_weight([w])
+    """x @ w.T by the library; w of any strides."""
     y = torch.empty((x.shape[0], w.shape[0]), dtype=torch.float32, device="cpu")
-    _native.library().linear_fp32_cpu(
-        x.data_ptr(),
-        weight.data_ptr(),
-        0,
-        y.data_ptr(),
-        *x.shape,
-        w.shape[0],
-        x.stride(0),
-        y.stride(0),
-        ACTIVATION_CODES["none"],
-        False,
-        torch.get_num_threads(),
-    )
+    linear_fp32(x if x.stride(1) == 1 else x.contiguous(), [w], None, y, w.shape[0], ACTIVATION_CODES["none"])
     return y
 
 

@@ -165,7 +165,7 @@ def attention_bwd_dkv_kernel(
 
 
 def dq_config(head_dim: int, element_bytes: int) -> dict[str, int]:
-    """The same for the gradient of the queries."""
+    """Tile sizes of the queries' gradient, as triton.forward_config's."""
     if element_bytes == 4:
         return float32_config(head_dim)
     if head_dim <= 32:

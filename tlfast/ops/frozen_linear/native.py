@@ -6,7 +6,7 @@ import torch
 
 from ... import _native
 from .._rows import as_rows
-from .._shared_weight import shared_weight
+from .._shared_weight import linear_fp32
 from .codes import ACTIVATION_CODES, FORMAT_CODES
 from .weight import FrozenWeight
 
@@ -15,21 +15,8 @@ def frozen_linear(x: torch.Tensor, weight: FrozenWeight, activation: str, out_dt
     rows = as_rows(x)
     y = torch.empty(*x.shape[:-1], weight.width, dtype=out_dtype, device="cpu")
     if weight.precision == "fp32":
-        shared = shared_weight([weight.values])
-        _native.library().linear_fp32_cpu(
-            rows.data_ptr(),
-            shared.data_ptr(),
-            _native.pointer(weight.bias),
-            y.data_ptr(),
-            rows.shape[0],
-            weight.inputs,
-            weight.outputs,
-            rows.stride(0),
-            weight.width,
-            ACTIVATION_CODES[activation],
-            weight.gated,
-            torch.get_num_threads(),
-        )
+        code = ACTIVATION_CODES[activation]
+        linear_fp32(rows, [weight.values], weight.bias, y, weight.outputs, code, weight.gated)
         return y
     _native.library().linear_cpu(
         rows.data_ptr(),
